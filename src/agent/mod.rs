@@ -1,0 +1,158 @@
+//! The loop, and nothing but the loop: ask the model, run what it asks for, ask again, until it has said all.
+//!
+//! It does not know HTTP, sessions or stores; who listens gives it a closure.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    chat::Settings,
+    error::{Error, ErrorCode},
+};
+
+pub mod next;
+pub mod step;
+pub mod turn;
+
+pub use step::answer;
+pub use turn::Turn;
+
+/// A named recipe: which model answers, as whom.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    /// What it is for, for people.
+    pub description: String,
+    /// Who answers.
+    pub model: ModelRef,
+    /// Which other models a request may name: `provider/model`, or with a `*` at the end all that begin so.
+    pub allowed_models: Vec<String>,
+    /// What the model is told first.
+    pub instructions: Option<String>,
+    /// How it should answer, where the request does not say.
+    pub settings: Settings,
+    /// How many rounds of tools at most.
+    pub max_tool_rounds: u32,
+}
+
+/// A model and its provider: `provider/model`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelRef {
+    /// The configured provider's name.
+    pub provider: String,
+    /// The model, as the provider names it; may hold slashes.
+    pub model: String,
+}
+
+impl ModelRef {
+    /// Reads `provider/model`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (provider, model) = text.split_once('/')?;
+        let fine = !provider.is_empty() && !model.is_empty() && text.chars().all(|c| !c.is_control() && c != ' ');
+        fine.then(|| Self {
+            provider: provider.to_owned(),
+            model: model.to_owned(),
+        })
+    }
+}
+
+impl std::fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.provider, self.model)
+    }
+}
+
+impl Agent {
+    /// The model that a request gets: the agent's own, or the one it names if the agent admits it.
+    ///
+    /// # Errors
+    /// `model_not_allowed`.
+    pub fn model(&self, asked: Option<&str>) -> Result<ModelRef, Error> {
+        let Some(asked) = asked else {
+            return Ok(self.model.clone());
+        };
+        let refused = || {
+            let message = format!("The agent `{}` does not admit this model.", self.name);
+            Error {
+                field: Some("model".into()),
+                ..Error::new(ErrorCode::ModelNotAllowed, message)
+            }
+        };
+        let model = ModelRef::parse(asked).ok_or_else(refused)?;
+        let admits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => asked.starts_with(prefix),
+            None => pattern == asked,
+        };
+        if model == self.model || self.allowed_models.iter().any(admits) {
+            Ok(model)
+        } else {
+            Err(refused())
+        }
+    }
+}
+
+/// The configured agents.
+#[derive(Clone, Debug)]
+pub struct Agents {
+    /// By name.
+    pub all: BTreeMap<String, Agent>,
+    /// Who answers when nobody is named; always among `all`.
+    pub default: String,
+}
+
+impl Agents {
+    /// The agent of that name, or the default.
+    ///
+    /// # Errors
+    /// `agent_unknown`.
+    pub fn get(&self, name: Option<&str>) -> Result<&Agent, Error> {
+        self.all.get(name.unwrap_or(&self.default)).ok_or_else(|| {
+            let unknown = Error::new(
+                ErrorCode::AgentUnknown,
+                "There is no agent of that name; GET /agents lists them.",
+            );
+            Error {
+                field: Some("agent".into()),
+                ..unknown
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_admitted_models_are_admitted() {
+        let agent = Agent {
+            name: "a".into(),
+            description: String::new(),
+            model: ModelRef::parse("openai/gpt-x").unwrap(),
+            allowed_models: vec!["openai/gpt-y".into(), "groq/*".into()],
+            instructions: None,
+            settings: Settings::default(),
+            max_tool_rounds: 5,
+        };
+        for fine in ["openai/gpt-x", "openai/gpt-y", "groq/meta/llama"] {
+            assert_eq!(agent.model(Some(fine)).unwrap().to_string(), fine);
+        }
+        for wrong in [
+            "openai/gpt-z",
+            "../gpt",
+            "gpt",
+            "",
+            "groq/",
+            "groq/a b",
+            "groq/x\r\nX: y",
+            "openai/gpt-y/z",
+        ] {
+            assert_eq!(
+                agent.model(Some(wrong)).unwrap_err().code,
+                ErrorCode::ModelNotAllowed,
+                "{wrong:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The whole gateway, put together: settings in, a listening address out.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent::{Agent, Agents},
+    config::Settings,
+    error::{Error, ErrorCode},
+    http::{Front, FrontSettings, auth::Access, listen, router},
+    provider::Providers,
+    run::Runs,
+    store,
+};
+
+/// How long readers have to take their last events once the last run has ended.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// How often sessions are looked through for those whose time is over.
+const EXPIRY: Duration = Duration::from_secs(60);
+
+/// A gateway that serves.
+pub struct Running {
+    address: SocketAddr,
+    runs: Arc<Runs>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Starts a gateway.
+///
+/// # Errors
+/// Whatever keeps it from starting: settings, the store, the address.
+pub async fn serve(settings: Settings) -> Result<Running, Error> {
+    let config_error = |what: String| Error::new(ErrorCode::Internal, what);
+    let listen_at = settings.listen;
+    if !listen_at.ip().is_loopback() && !settings.allow_anonymous {
+        return Err(config_error(format!(
+            "server.listen is {listen_at}, which is not loopback, and anybody who reaches it could use it; \
+             set auth.allow_anonymous = true if that is meant"
+        )));
+    }
+    let providers = Providers::new(settings.providers.clone()).map_err(|e| config_error(format!("providers.{e}")))?;
+    let agents = agents(&settings, &providers).map_err(config_error)?;
+    let store = store::open(&settings.store_url).await?;
+    let listener = TcpListener::bind(listen_at)
+        .await
+        .map_err(|e| config_error(format!("cannot listen on {listen_at}: {e}")))?;
+    let address = listener.local_addr().map_err(Error::internal)?;
+    introduce(&settings, &agents, address);
+
+    let runs = Runs::new(agents, providers, store, settings.runs);
+    let front = Front {
+        runs: runs.clone(),
+        settings: Arc::new(FrontSettings {
+            max_body: settings.max_body,
+            body_timeout: settings.body_timeout,
+            heartbeat: settings.heartbeat,
+            detach_grace: settings.detach_grace,
+            allowed_origins: settings.cors_allowed_origins.clone(),
+            access: Access {
+                loopback: listen_at.ip().is_loopback(),
+                trusted_hosts: settings.trusted_hosts.clone(),
+            },
+        }),
+    };
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(live(listener, front, settings, stop.clone()));
+    Ok(Running {
+        address,
+        runs,
+        stop,
+        task,
+    })
+}
+
+/// Serves until told to stop; then drains, says farewell, and closes the store.
+async fn live(listener: TcpListener, front: Front, settings: Settings, stop: CancellationToken) {
+    let runs = front.runs.clone();
+    let give_up = CancellationToken::new();
+    let door = tokio::spawn(listen::serve(
+        listener,
+        router(front),
+        settings.listener,
+        stop.clone(),
+        give_up.clone(),
+    ));
+    let housekeeping = async {
+        tokio::join!(runs.sweep(), expire(&runs, settings.session_ttl));
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = housekeeping => {}
+    }
+    runs.drain(settings.drain).await;
+    let farewell = tokio::time::timeout(FAREWELL, door).await;
+    if farewell.is_err() {
+        give_up.cancel();
+        tracing::warn!("some readers did not take their last events in time");
+    }
+    runs.store.close().await;
+}
+
+/// Erases sessions whose time is over, for ever.
+async fn expire(runs: &Runs, ttl: Option<Duration>) {
+    let Some(ttl) = ttl else {
+        return std::future::pending().await;
+    };
+    let mut clock = tokio::time::interval(EXPIRY.min(ttl));
+    loop {
+        clock.tick().await;
+        let before = jiff::Timestamp::now()
+            .as_millisecond()
+            .saturating_sub_unsigned(ttl.as_millis() as u64);
+        match runs.store.expire(before).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "idle sessions were erased"),
+            Err(error) => tracing::warn!(cause = error.causes(), "idle sessions could not be erased"),
+        }
+    }
+}
+
+/// The configured agents, each with a provider that is there.
+fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> {
+    let all: std::collections::BTreeMap<String, Agent> = settings
+        .agents
+        .iter()
+        .map(|agent| (agent.name.clone(), agent.clone()))
+        .collect();
+    for agent in all.values() {
+        if providers.get(&agent.model.provider).is_none() {
+            return Err(format!(
+                "agents.{}.model names the provider {:?}, which is not configured",
+                agent.name, agent.model.provider
+            ));
+        }
+    }
+    let default = settings.default_agent.clone();
+    if all.contains_key(&default) {
+        return Ok(Agents { all, default });
+    }
+    Err(format!("default_agent is {default:?}, and there is no such agent"))
+}
+
+/// What a person who starts it wants to know: a line each.
+fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr) {
+    tracing::info!("listening on http://{address}");
+    for agent in agents.all.values() {
+        let default = if agent.name == agents.default {
+            " (the default)"
+        } else {
+            ""
+        };
+        let demo = if agent.model.provider == "demo" {
+            "; a demo, set OPENAI_API_KEY for a real model"
+        } else {
+            ""
+        };
+        tracing::info!("agent {}{default} is answered by {}{demo}", agent.name, agent.model);
+    }
+    tracing::info!("sessions are kept in {}, runs in memory", settings.store_url);
+    match (address.ip().is_loopback(), settings.allow_anonymous) {
+        (true, _) => tracing::info!("anybody on this machine may call, nobody else"),
+        (false, _) => tracing::warn!("anybody who reaches this address may call (auth.allow_anonymous)"),
+    }
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Tells it to stop: no new runs, those that go on may finish within `runs.drain`.
+    pub fn begin_stop(&self) {
+        self.runs.begin_drain();
+        self.stop.cancel();
+    }
+
+    /// Tells it not to wait for runs any more.
+    pub fn hurry(&self) {
+        self.runs.interrupt.cancel();
+    }
+
+    /// Waits until it has stopped.
+    ///
+    /// # Errors
+    /// Its task panicked.
+    pub async fn stopped(&mut self) -> Result<(), Error> {
+        (&mut self.task).await.map_err(Error::internal)
+    }
+
+    /// Stops it, and waits until it has.
+    ///
+    /// # Errors
+    /// Its task panicked.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        self.begin_stop();
+        self.stopped().await
+    }
+}

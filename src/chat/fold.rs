@@ -1,0 +1,171 @@
+//! One round of a model, folded from its chunks: its text, its calls, its ending.
+//!
+//! Strict on purpose: a call exists only when the round is complete and its arguments are one JSON object.
+
+use serde_json::{Map, Value};
+
+use super::{Chunk, FinishKind, FinishReason, ToolCall, Usage};
+
+/// A round under way.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// The text so far.
+    pub text: String,
+    /// Bytes of reasoning so far.
+    pub reasoning: usize,
+    calls: Vec<Draft>,
+    finish: Option<(FinishReason, Usage)>,
+}
+
+#[derive(Debug)]
+struct Draft {
+    id: String,
+    name: String,
+    arguments: String,
+}
+
+/// A call of a complete round.
+#[derive(Debug, PartialEq)]
+pub struct Asked {
+    /// The call; without arguments where they could not be parsed.
+    pub call: ToolCall,
+    /// Whether its arguments were a JSON object.
+    pub parsed: bool,
+}
+
+impl Round {
+    /// Takes the next chunk. Chunks after the finish are ignored.
+    pub fn push(&mut self, chunk: &Chunk) {
+        if self.finish.is_some() {
+            return;
+        }
+        match chunk {
+            Chunk::Text(text) => self.text.push_str(text),
+            Chunk::Reasoning(text) => self.reasoning += text.len(),
+            Chunk::ToolCallStart { id, name, .. } => {
+                self.calls.push(Draft {
+                    id: id.clone(),
+                    name: name.clone(),
+                    arguments: String::new(),
+                });
+            }
+            Chunk::ToolCallDelta { index, arguments } => {
+                if let Some(call) = self.calls.get_mut(*index) {
+                    call.arguments.push_str(arguments);
+                }
+            }
+            Chunk::Finish { reason, usage } => self.finish = Some((reason.clone(), usage.clone())),
+        }
+    }
+
+    /// Bytes that the model has produced in this round.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.text.len()
+            + self.reasoning
+            + self
+                .calls
+                .iter()
+                .map(|c| c.name.len() + c.arguments.len())
+                .sum::<usize>()
+    }
+
+    /// How the round ended, if it has.
+    #[must_use]
+    pub fn finish(&self) -> Option<&(FinishReason, Usage)> {
+        self.finish.as_ref()
+    }
+
+    /// The round's text and calls. Of a round that was cut short by its limit or a filter the calls are not to be run,
+    /// and are not given.
+    #[must_use]
+    pub fn complete(self) -> (String, Vec<Asked>) {
+        let asks = self
+            .finish
+            .as_ref()
+            .is_some_and(|(reason, _)| reason.kind == FinishKind::ToolCalls);
+        let mut calls: Vec<Asked> = Vec::new();
+        for mut draft in self.calls.into_iter().filter(|_| asks) {
+            // Every call has its own result, so every call needs its own id, whatever the provider thought.
+            while calls.iter().any(|known| known.call.id == draft.id) {
+                draft.id.push('+');
+            }
+            calls.push(draft.parse());
+        }
+        (self.text, calls)
+    }
+}
+
+impl Draft {
+    /// No arguments, `""`, `null` and `{}` all mean none.
+    fn parse(self) -> Asked {
+        let text = self.arguments.trim();
+        let arguments = match text {
+            "" => Some(Map::new()),
+            text => match serde_json::from_str(text) {
+                Ok(Value::Object(map)) => Some(map),
+                Ok(Value::Null) => Some(Map::new()),
+                _ => None,
+            },
+        };
+        let parsed = arguments.is_some();
+        Asked {
+            call: ToolCall {
+                id: self.id,
+                name: self.name,
+                arguments: arguments.unwrap_or_default(),
+            },
+            parsed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(arguments: &[&str], kind: FinishKind) -> Vec<Asked> {
+        let mut round = Round::default();
+        round.push(&Chunk::ToolCallStart {
+            index: 0,
+            id: "c".into(),
+            name: "t".into(),
+        });
+        for piece in arguments {
+            round.push(&Chunk::ToolCallDelta {
+                index: 0,
+                arguments: (*piece).into(),
+            });
+        }
+        round.push(&Chunk::Finish {
+            reason: FinishReason { kind, raw: None },
+            usage: Usage::default(),
+        });
+        round.push(&Chunk::Text("after the end".into()));
+        let (text, calls) = round.complete();
+        assert_eq!(text, "");
+        calls
+    }
+
+    #[test]
+    fn arguments_are_one_object_or_nothing() {
+        for none in [&[] as &[&str], &[""], &["null"], &["{}"], &[" {", "} "]] {
+            let asked = &round(none, FinishKind::ToolCalls)[0];
+            assert!(asked.parsed && asked.call.arguments.is_empty(), "{none:?}");
+        }
+        assert_eq!(
+            round(&["{\"a\"", ":1}"], FinishKind::ToolCalls)[0].call.arguments["a"],
+            1
+        );
+        for wrong in [&["{\"a\":"] as &[&str], &["{}{}"], &["[1]"], &["\"x\""], &["nul"]] {
+            let asked = &round(wrong, FinishKind::ToolCalls)[0];
+            assert!(!asked.parsed && asked.call.arguments.is_empty(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_round_that_was_cut_asks_for_nothing() {
+        assert!(round(&["{\"a\":1}"], FinishKind::Length).is_empty());
+        assert!(round(&["{\"a\":1}"], FinishKind::ContentFilter).is_empty());
+    }
+}

@@ -1,0 +1,22 @@
+//! The words that every room shares: messages, requests, chunks, events, usage, ids.
+//!
+//! Pure values. No sockets, no clock, no provider names, no file. A *dialect* turns these into somebody's wire and back,
+//! a *format* turns them into what a client reads.
+
+pub mod answer;
+pub mod chunk;
+pub mod event;
+pub mod fold;
+pub mod history;
+pub mod id;
+pub mod message;
+pub mod request;
+pub mod usage;
+
+pub use answer::{Answer, Done, ToolRecord};
+pub use chunk::{Chunk, FinishKind, FinishReason};
+pub use event::{Event, ToolCallMade, ToolResult};
+pub use id::{EventId, Principal, RunId, SessionId};
+pub use message::{Image, Message, Role, ToolCall};
+pub use request::{ChatRequest, ResponseFormat, Settings, ToolChoice, ToolDefinition};
+pub use usage::Usage;

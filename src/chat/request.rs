@@ -1,0 +1,101 @@
+//! What is asked of a model: one call, in our words.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Message;
+
+/// One call to a model.
+#[derive(Clone, Debug)]
+pub struct ChatRequest {
+    /// The model, as its provider names it.
+    pub model: String,
+    /// The agent's instructions, if any: what providers call the system prompt.
+    pub instructions: Option<String>,
+    /// The conversation, oldest first; the last is the user's or a tool's.
+    pub messages: Vec<Message>,
+    /// What the model may call.
+    pub tools: Vec<ToolDefinition>,
+    /// Whether it must.
+    pub tool_choice: ToolChoice,
+    /// How it should answer.
+    pub settings: Settings,
+    /// In what form.
+    pub response_format: ResponseFormat,
+}
+
+/// A tool as a model is told of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolDefinition {
+    /// `[A-Za-z0-9_-]{1,64}`.
+    pub name: String,
+    /// What it does, for the model.
+    pub description: String,
+    /// A JSON Schema of an object.
+    pub parameters: Value,
+}
+
+/// Whether the model may, must or must not call tools.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ToolChoice {
+    /// As it likes.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// At least one.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+/// Settings of a call; what is `None` is left to the provider.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// 0 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Above 0, at most 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    /// In tokens, reasoning included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_output_tokens: Option<u64>,
+    /// At most 4 strings that end the answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// For answers that repeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<i64>,
+    /// The provider's word: `minimal`, `low`, `medium`, `high`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_effort: Option<String>,
+}
+
+impl Settings {
+    /// These, and for what these leave open, those of `defaults`.
+    #[must_use]
+    pub fn over(self, defaults: &Settings) -> Settings {
+        Settings {
+            temperature: self.temperature.or(defaults.temperature),
+            top_p: self.top_p.or(defaults.top_p),
+            max_output_tokens: self.max_output_tokens.or(defaults.max_output_tokens),
+            stop: if self.stop.is_empty() {
+                defaults.stop.clone()
+            } else {
+                self.stop
+            },
+            seed: self.seed.or(defaults.seed),
+            reasoning_effort: self.reasoning_effort.or_else(|| defaults.reasoning_effort.clone()),
+        }
+    }
+}
+
+/// The form of the answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ResponseFormat {
+    /// Words.
+    #[default]
+    Text,
+}

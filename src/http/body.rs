@@ -1,0 +1,287 @@
+//! A request's body: bounded in size and time, and JSON to the letter.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Request, header},
+};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::FrontSettings;
+use crate::error::{Error, ErrorCode};
+
+/// How deep JSON may be nested.
+const MAX_DEPTH: usize = 64;
+/// What is still read of a body that was refused, so that its sender gets to read why.
+const DRAIN_BYTES: usize = 2 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// The body of a request that must be JSON.
+///
+/// # Errors
+/// Everything that keeps it from being a value.
+pub async fn json(request: Request<Body>, settings: &FrontSettings) -> Result<Value, Error> {
+    media_type(request.headers())?;
+    parse(&bytes(request, settings).await?)
+}
+
+/// The bytes of a request's body.
+///
+/// # Errors
+/// Over a limit, too slow, broken off, or encoded.
+pub async fn bytes(request: Request<Body>, settings: &FrontSettings) -> Result<Bytes, Error> {
+    let (parts, mut body) = request.into_parts();
+    if parts
+        .headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|coding| coding != "identity")
+    {
+        drain(body);
+        return Err(Error::new(
+            ErrorCode::EncodingUnsupported,
+            "Bodies are taken without content encoding only.",
+        ));
+    }
+    let too_large = || {
+        Error::new(
+            ErrorCode::BodyTooLarge,
+            format!("A body may have {} bytes.", settings.max_body),
+        )
+    };
+    let announced = parts
+        .headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > settings.max_body as u64) {
+        drain(body);
+        return Err(too_large());
+    }
+    let mut whole = BytesMut::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let incomplete = |e: axum::Error| Error::new(ErrorCode::BodyIncomplete, "The body broke off.").because(e);
+            if let Ok(data) = frame.map_err(incomplete)?.into_data() {
+                if whole.len() + data.len() > settings.max_body {
+                    return Err(too_large());
+                }
+                whole.extend_from_slice(&data);
+            }
+        }
+        Ok(())
+    };
+    let slow = |_| Error::new(ErrorCode::RequestTimeout, "The body did not arrive in time.");
+    match tokio::time::timeout(settings.body_timeout, read).await.map_err(slow) {
+        Ok(Ok(())) => Ok(whole.freeze()),
+        Ok(Err(error)) | Err(error) => {
+            if error.code == ErrorCode::BodyTooLarge {
+                drain(body);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Reads on for a moment, and throws it away: a sender whose connection is reset while it sends never reads the answer.
+fn drain(mut body: Body) {
+    tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
+        let mut left = DRAIN_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    }));
+}
+
+fn media_type(headers: &HeaderMap) -> Result<(), Error> {
+    let told = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let mut parts = told.split(';').map(str::trim);
+    let json = parts
+        .next()
+        .is_some_and(|media| media.eq_ignore_ascii_case("application/json"));
+    let utf8 = parts.filter_map(|part| part.split_once('=')).all(|(name, value)| {
+        !name.trim().eq_ignore_ascii_case("charset") || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+    });
+    if json && utf8 {
+        Ok(())
+    } else {
+        Err(Error::new(
+            ErrorCode::MediaType,
+            "The body must be application/json, in UTF-8.",
+        ))
+    }
+}
+
+/// JSON to the letter: UTF-8, one value, no name twice in an object, at most 64 deep.
+fn parse(bytes: &[u8]) -> Result<Value, Error> {
+    let invalid = |what: String| Error::new(ErrorCode::JsonInvalid, what);
+    let text = std::str::from_utf8(bytes).map_err(|_| invalid("The body is not UTF-8.".to_owned()))?;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let value = Strict { depth: 0 }
+        .deserialize(&mut reader)
+        .and_then(|value| reader.end().map(|()| value));
+    value.map_err(|e| {
+        invalid(format!(
+            "The body is not one strict JSON value (line {}, column {}).",
+            e.line(),
+            e.column()
+        ))
+    })
+}
+
+struct Strict {
+    depth: usize,
+}
+
+impl Strict {
+    fn deeper<E: serde::de::Error>(&self) -> Result<Self, E> {
+        if self.depth >= MAX_DEPTH {
+            Err(E::custom("too deep"))
+        } else {
+            Ok(Self { depth: self.depth + 1 })
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(value) = seq.next_element_seed(self.deeper()?)? {
+            all.push(value);
+        }
+        Ok(Value::Array(all))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let value = map.next_value_seed(self.deeper()?)?;
+            if all.insert(name, value).is_some() {
+                return Err(A::Error::custom("a name twice"));
+            }
+        }
+        Ok(Value::Object(all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_read_to_the_letter() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        for fine in [
+            "{}",
+            " [1, -2.5, \"é\\u0000\", null, true] ",
+            r#"{"a":{"a":1}}"#,
+            &nested(64),
+        ] {
+            assert_eq!(
+                parse(fine.as_bytes()).unwrap(),
+                serde_json::from_str::<Value>(fine).unwrap()
+            );
+        }
+        let wrong: [&[u8]; 19] = [
+            b"",
+            b"   ",
+            b"{",
+            b"{'a':1}",
+            b"[1,]",
+            b"{/**/}",
+            b"NaN",
+            b"Infinity",
+            b"{}{}",
+            b"{}x",
+            b"\"\xC3\x28\"",
+            b"\"\xC0\xAF\"",
+            b"\"\xED\xA0\x80\"",
+            b"\xEF\xBB\xBF{}",
+            b"\"\\ud800\"",
+            b"\"\\udc00\\ud800\"",
+            br#"{"a":1,"a":2}"#,
+            br#"{"x":{"a":1,"a":1}}"#,
+            b"1e999",
+        ];
+        for wrong in wrong {
+            assert_eq!(
+                parse(wrong).unwrap_err().code,
+                ErrorCode::JsonInvalid,
+                "{:?}",
+                wrong.escape_ascii().to_string()
+            );
+        }
+        assert_eq!(parse(nested(65).as_bytes()).unwrap_err().code, ErrorCode::JsonInvalid);
+        assert_eq!(
+            parse("[".repeat(100_000).as_bytes()).unwrap_err().code,
+            ErrorCode::JsonInvalid
+        );
+    }
+
+    #[test]
+    fn only_json_in_utf8_is_json() {
+        let ask =
+            |value: &str| media_type(&HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())])).is_ok();
+        assert!(
+            ask("application/json")
+                && ask("Application/JSON; charset=UTF-8")
+                && ask("application/json;charset=\"utf-8\"")
+        );
+        for wrong in [
+            "text/plain",
+            "application/json; charset=utf-16",
+            "application/json5",
+            "multipart/form-data",
+            "",
+        ] {
+            assert!(!ask(wrong), "{wrong}");
+        }
+        assert!(media_type(&HeaderMap::new()).is_err());
+    }
+}

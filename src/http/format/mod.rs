@@ -1,0 +1,92 @@
+//! How a run is written to a client: each format is a reader of a run's log that makes a response. Nothing here asks a
+//! model, and none of it is a second road: what `/chat` answers is what the events said.
+
+use axum::http::{HeaderMap, HeaderValue, header};
+
+use crate::{
+    error::{Error, ErrorCode},
+    run::Run,
+};
+
+pub mod chunk;
+pub mod json;
+pub mod sse;
+pub mod text;
+
+/// The most that is written in one go, in bytes: more than this waits in the log, which is bounded.
+const PIECE: usize = 16 << 10;
+
+/// The headers that say which run this is.
+pub(super) fn name_run(headers: &mut HeaderMap, run: &Run) {
+    let value = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    headers.insert("x-run-id", value(&run.id.to_string()));
+    if let Some(session) = &run.session_id {
+        headers.insert("x-session-id", value(session.as_str()));
+    }
+}
+
+/// The headers of a body that is written as it comes: nobody on the way shall keep it, change it or wait for more.
+pub(super) fn streaming(headers: &mut HeaderMap, media_type: &'static str) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+}
+
+/// Whether a client takes what an endpoint writes.
+///
+/// # Errors
+/// `not_acceptable`.
+pub(super) fn acceptable(headers: &HeaderMap, media_type: &str) -> Result<(), Error> {
+    let mut told = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .peekable();
+    if told.peek().is_none() {
+        return Ok(());
+    }
+    let (kind, _) = media_type.split_once('/').unwrap_or((media_type, ""));
+    let admits = |range: &str| {
+        let mut parts = range.split(';').map(str::trim);
+        let media = parts.next().unwrap_or("").to_ascii_lowercase();
+        let refused = parts.any(|part| part.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()) == Some(0.0));
+        let fits = media == media_type || media == "*/*" || media.strip_suffix("/*") == Some(kind);
+        fits && !refused
+    };
+    if told.flat_map(|value| value.split(',')).any(admits) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::NotAcceptable,
+        format!("This endpoint writes {media_type}."),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_is_heard() {
+        let ask = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, value.parse().unwrap())]);
+            acceptable(&headers, "text/event-stream").is_ok()
+        };
+        for fine in [
+            "text/event-stream",
+            "*/*",
+            "text/*",
+            "application/json, text/plain, */*",
+            "a/b, TEXT/event-stream;q=0.1",
+        ] {
+            assert!(ask(fine), "{fine}");
+        }
+        for wrong in ["application/xml", "application/json", "text/event-stream;q=0", ""] {
+            assert!(!ask(wrong), "{wrong}");
+        }
+        assert!(acceptable(&HeaderMap::new(), "text/plain").is_ok());
+    }
+}

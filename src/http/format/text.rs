@@ -1,0 +1,119 @@
+//! Only the answer's text. A stream that breaks is aborted: its last chunk never comes, so that nobody takes half an
+//! answer for a whole one.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http_body::Frame;
+
+use super::{PIECE, name_run, streaming};
+use crate::{
+    chat::Event,
+    error::{Error, ErrorCode},
+    http::error::Refusal,
+    run::{Found, Reader, View},
+};
+
+/// How long the headers wait for the model's first event, so that an early failure is a real status.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// Answers with the text as it comes.
+///
+/// # Errors
+/// The run's, as long as nothing was sent.
+pub async fn respond(reader: Reader) -> Result<Response, Refusal> {
+    let mut body = TextBody {
+        reader,
+        ready: Vec::new(),
+        end: None,
+    };
+    let first = std::future::poll_fn(|cx| body.poll_first(cx));
+    let _ = tokio::time::timeout(HOLD, first).await; // then the headers go without it
+    let run = body.reader.run().clone();
+    if let Some(End::Broken(error)) = body.end.take_if(|_| body.ready.is_empty()) {
+        return Err(Refusal::of_run(error, run.id, run.session_id.clone()));
+    }
+    let mut response = Body::new(body).into_response();
+    streaming(response.headers_mut(), "text/plain; charset=utf-8");
+    name_run(response.headers_mut(), &run);
+    Ok(response)
+}
+
+struct TextBody {
+    reader: Reader,
+    /// Text that has been read and not been sent.
+    ready: Vec<u8>,
+    end: Option<End>,
+}
+
+enum End {
+    Complete,
+    Broken(Error),
+}
+
+impl TextBody {
+    /// Ready when there is text, or an end, or anything else that the model did.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if ready!(self.poll_log(cx)) > 0 {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Reads what is in the log; ready with the number of events that the model is behind.
+    fn poll_log(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        let Self { reader, ready, end } = self;
+        let mut events = 0;
+        let found = ready!(reader.poll_read(cx, |_, view| {
+            match view {
+                View::Text { text, .. } => ready.extend_from_slice(text.as_bytes()),
+                View::Other(Event::Started) => return true,
+                View::Other(Event::Done(_)) => *end = Some(End::Complete),
+                View::Other(Event::Failed(error)) => *end = Some(End::Broken(error.clone())),
+                _ => {}
+            }
+            events += 1;
+            ready.len() < PIECE
+        }));
+        if found == Found::End && end.is_none() {
+            // The log is at its end and this reader has not seen it: it must not look complete.
+            *end = Some(End::Broken(Error::new(
+                ErrorCode::Internal,
+                "The log ended without a last event.",
+            )));
+        }
+        Poll::Ready(events)
+    }
+}
+
+impl http_body::Body for TextBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        loop {
+            if !self.ready.is_empty() {
+                let text = Bytes::from(std::mem::take(&mut self.ready));
+                return Poll::Ready(Some(Ok(Frame::data(text))));
+            }
+            match self.end.take() {
+                Some(End::Complete) => {
+                    self.end = Some(End::Complete);
+                    return Poll::Ready(None);
+                }
+                Some(End::Broken(error)) => return Poll::Ready(Some(Err(error))),
+                None => {}
+            }
+            ready!(self.poll_log(cx));
+        }
+    }
+}

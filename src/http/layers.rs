@@ -1,0 +1,159 @@
+//! What is around every route: the request's id, what is refused before any handler, CORS, and the net for panics.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+};
+use uuid::Uuid;
+
+use super::{
+    Front,
+    error::{Refusal, Unwritten},
+};
+use crate::error::{Error, ErrorCode};
+
+/// The longest path and query, in bytes.
+const MAX_URI: usize = 16 << 10;
+/// The largest header block, in bytes of names and values.
+pub(super) const MAX_HEADERS: usize = 32 << 10;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The request's id: the client's if it is well-formed, else ours.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub Arc<str>);
+
+/// Puts everything around the routes.
+pub fn around(router: Router<Front>, front: &Front) -> Router<Front> {
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(cors(front))
+        .layer(from_fn_with_state(front.clone(), entrance))
+}
+
+/// The first to see a request, and the last to see its response.
+async fn entrance(State(front): State<Front>, mut request: Request, next: Next) -> Response {
+    let told = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
+    let fits = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let id: Arc<str> = told
+        .filter(fits)
+        .map_or_else(|| Uuid::now_v7().to_string().into(), Into::into);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = match admissible(&request, &front) {
+        Ok(()) => next.run(request).await,
+        Err(error) => Refusal::from(error).into_response(),
+    };
+    if let Some(unwritten) = response.extensions_mut().remove::<Unwritten>() {
+        let mut written = unwritten.write(&id);
+        let inner = std::mem::take(response.headers_mut());
+        let kept = inner.into_iter().filter_map(|(name, value)| Some((name?, value)));
+        let kept = kept.filter(|(name, _)| name != header::CONTENT_LENGTH && name != header::CONTENT_TYPE);
+        written.headers_mut().extend(kept);
+        response = written;
+    }
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        allow_options(response.headers_mut());
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(X_REQUEST_ID, id);
+    }
+    response
+}
+
+/// What no handler needs to see.
+fn admissible(request: &Request<Body>, front: &Front) -> Result<(), Error> {
+    let headers = request.headers();
+    if request
+        .uri()
+        .path_and_query()
+        .is_some_and(|uri| uri.as_str().len() > MAX_URI)
+    {
+        return Err(Error::new(ErrorCode::UriTooLong, "An address may have 16 KiB."));
+    }
+    if headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum::<usize>()
+        > MAX_HEADERS
+    {
+        return Err(Error::new(ErrorCode::HeadersTooLarge, "The headers may have 32 KiB."));
+    }
+    // A probe calls by whatever address it knows, and learns nothing but a status.
+    if !matches!(request.uri().path(), "/healthz" | "/readyz") {
+        front.settings.access.host(request.uri(), headers)?;
+    }
+    if headers
+        .get(header::EXPECT)
+        .is_some_and(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        return Err(Error::new(
+            ErrorCode::Expectation,
+            "The only expectation that can be met is 100-continue.",
+        ));
+    }
+    Ok(())
+}
+
+/// `OPTIONS` is answered everywhere, by the layer that knows CORS.
+fn allow_options(headers: &mut HeaderMap) {
+    let told = headers
+        .get(header::ALLOW)
+        .and_then(|allow| allow.to_str().ok())
+        .unwrap_or("");
+    let mut methods: Vec<&str> = told
+        .split(',')
+        .map(str::trim)
+        .filter(|method| !method.is_empty())
+        .collect();
+    methods.push("OPTIONS");
+    if let Ok(value) = HeaderValue::from_str(&methods.join(", ")) {
+        headers.insert(header::ALLOW, value);
+    }
+}
+
+fn cors(front: &Front) -> CorsLayer {
+    let settings = front.settings.clone();
+    let allowed = move |origin: &HeaderValue, _: &axum::http::request::Parts| {
+        let origin = origin.to_str().unwrap_or("");
+        settings.allowed_origins.iter().any(|known| known == origin) || settings.access.local_page(origin)
+    };
+    let name = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(allowed))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            name("idempotency-key"),
+            name("last-event-id"),
+            name("x-api-key"),
+        ])
+        .expose_headers([
+            name("x-run-id"),
+            name("x-session-id"),
+            X_REQUEST_ID,
+            header::RETRY_AFTER,
+        ])
+        .max_age(Duration::from_secs(600))
+}
+
+/// A panic costs one request.
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    Refusal::from(Error::internal(format!("a panic: {text}"))).into_response()
+}

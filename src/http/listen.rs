@@ -1,0 +1,183 @@
+//! The accept loop: from a listening socket to requests. Our own, because the library's has no deadline for headers, no
+//! TCP_NODELAY, and waits for open streams for ever.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::layers::MAX_HEADERS;
+use crate::patience::Patience;
+
+/// How long a client may take nothing of what is written before its connection is cut. Its run goes on as its policy
+/// says.
+const STALL: Duration = Duration::from_secs(60);
+/// What is kept of a response that a client does not take, in bytes; more waits in the log.
+const WRITE_BUFFER: usize = 64 << 10;
+/// How long to wait before accepting again when the process has no more file descriptors.
+const BREATHER: Duration = Duration::from_millis(50);
+/// The most requests at a time of one HTTP/2 connection.
+const H2_STREAMS: u32 = 256;
+
+/// How connections are served.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenSettings {
+    /// How long a request's headers may take.
+    pub header_timeout: Duration,
+    /// How many headers a request may have.
+    pub max_headers: usize,
+    /// How many connections at a time; further ones wait to be accepted.
+    pub max_connections: usize,
+}
+
+/// Accepts until told to stop, then closes the listener and lets what is open come to its end; returns when all is, or
+/// when `give_up` says that it has taken long enough.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    settings: ListenSettings,
+    stop: CancellationToken,
+    give_up: CancellationToken,
+) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.header_timeout)
+        .max_headers(settings.max_headers)
+        .max_buf_size(WRITE_BUFFER)
+        .writev(false); // frames are small: one copy is cheaper than a vector of three
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS)
+        .max_header_list_size(MAX_HEADERS as u32)
+        .max_send_buf_size(WRITE_BUFFER)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let builder = Arc::new(builder);
+    let open = Arc::new(Semaphore::new(settings.max_connections));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let (stream, place) = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &open) => accepted,
+        };
+        let io = TokioIo::new(Guarded::new(stream, settings.header_timeout));
+        let service = TowerToHyperService::new(router.clone());
+        let (builder, watcher, give_up) = (builder.clone(), graceful.watcher(), give_up.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let connection = watcher.watch(builder.serve_connection(io, service).into_owned());
+            tokio::select! {
+                outcome = connection => if let Err(error) = outcome {
+                    tracing::debug!(%error, "a connection ended early");
+                },
+                () = give_up.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = give_up.cancelled() => {}
+    }
+}
+
+/// The next connection, once there is a place for it.
+async fn accept(listener: &TcpListener, open: &Arc<Semaphore>) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
+    loop {
+        let Ok(place) = open.clone().acquire_owned().await else {
+            return std::future::pending().await;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Without this a token waits for the acknowledgement of the one before: 40 ms.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "a connection was gone before it was served");
+                    continue;
+                }
+                return (stream, place);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(BREATHER).await;
+            }
+        }
+    }
+}
+
+/// A connection that must begin to speak in time, and must take what it is given.
+struct Guarded {
+    stream: TcpStream,
+    /// Until the first byte has come: what serves the connection waits for it without a deadline.
+    silence: Option<Patience>,
+    /// While a write waits.
+    stall: Option<Patience>,
+}
+
+impl Guarded {
+    fn new(stream: TcpStream, first_byte: Duration) -> Self {
+        Self {
+            stream,
+            silence: Some(Patience::new(first_byte)),
+            stall: None,
+        }
+    }
+
+    /// Notes whether a write got on, and cuts the connection when none has for too long.
+    fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stall = None;
+            return outcome;
+        }
+        let stall = self.stall.get_or_insert_with(|| Patience::new(STALL));
+        std::task::ready!(stall.poll_over(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if outcome.is_ready() {
+            self.silence = None;
+        } else if let Some(silence) = &mut self.silence {
+            std::task::ready!(silence.poll_over(cx));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")));
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch(cx, outcome)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,105 @@
+//! The front door: HTTP in, HTTP out. Every route is on this screen; no handler names a provider.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{Method, header},
+    routing::{MethodRouter, delete, get, post},
+};
+
+use crate::run::Runs;
+
+pub mod auth;
+pub mod body;
+pub mod chat;
+pub mod docs;
+pub mod error;
+pub mod fields;
+pub mod format;
+pub mod health;
+pub mod layers;
+pub mod listen;
+pub mod order;
+pub mod query;
+pub mod runs;
+pub mod sessions;
+
+/// What handlers work with.
+#[derive(Clone)]
+pub struct Front {
+    /// The runs.
+    pub runs: Arc<Runs>,
+    /// How to serve.
+    pub settings: Arc<FrontSettings>,
+}
+
+/// The front door's settings.
+#[derive(Clone, Debug)]
+pub struct FrontSettings {
+    /// The most of a request's body, in bytes.
+    pub max_body: usize,
+    /// How long a body may take.
+    pub body_timeout: std::time::Duration,
+    /// After how much silence a heartbeat is sent.
+    pub heartbeat: std::time::Duration,
+    /// What `on_disconnect: grace` means.
+    pub detach_grace: std::time::Duration,
+    /// Pages that may call from elsewhere: exact origins.
+    pub allowed_origins: Vec<String>,
+    /// Who may call.
+    pub access: auth::Access,
+}
+
+/// A route: what `openapi.yaml` describes.
+pub struct Route {
+    /// The method.
+    pub method: Method,
+    /// The path, `{name}` for a parameter.
+    pub path: &'static str,
+    handler: MethodRouter<Front>,
+}
+
+/// Every route.
+#[must_use]
+pub fn routes() -> Vec<Route> {
+    let route = |method, path, handler| Route { method, path, handler };
+    vec![
+        route(Method::POST, "/chat", post(chat::json)),
+        route(Method::POST, "/chat/stream", post(chat::text)),
+        route(Method::POST, "/chat/sse", post(chat::sse)),
+        route(Method::GET, "/chat/sse", only_get(get(chat::sse_by_query), "GET, POST")),
+        route(Method::POST, "/runs", post(runs::start)),
+        route(Method::GET, "/runs/{run_id}", get(runs::look)),
+        route(Method::GET, "/runs/{run_id}/events", only_get(get(runs::events), "GET")),
+        route(Method::POST, "/runs/{run_id}/cancel", post(runs::cancel)),
+        route(Method::POST, "/sessions", post(sessions::create)),
+        route(Method::GET, "/sessions", get(sessions::list)),
+        route(Method::GET, "/sessions/{session_id}", get(sessions::look)),
+        route(Method::GET, "/sessions/{session_id}/messages", get(sessions::messages)),
+        route(Method::DELETE, "/sessions/{session_id}", delete(sessions::erase)),
+        route(Method::GET, "/agents", get(runs::agents)),
+        route(Method::GET, "/healthz", get(health::alive)),
+        route(Method::GET, "/readyz", get(health::ready)),
+        route(Method::GET, "/openapi.yaml", get(docs::yaml)),
+        route(Method::GET, "/openapi.json", get(docs::json)),
+        route(Method::GET, "/docs", get(docs::page)),
+    ]
+}
+
+/// The router, with everything around it.
+pub fn router(front: Front) -> Router {
+    let mut router = Router::new();
+    for route in routes() {
+        router = router.route(route.path, route.handler);
+    }
+    let router = router
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed);
+    layers::around(router, &front).with_state(front)
+}
+
+/// A stream is not to be started by a HEAD, which would have to throw it away.
+fn only_get(router: MethodRouter<Front>, allowed: &'static str) -> MethodRouter<Front> {
+    router.head(async move || ([(header::ALLOW, allowed)], error::method_not_allowed().await))
+}

@@ -1,0 +1,180 @@
+//! Runs by their id, and the agents that can be asked for one.
+
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::{Path, State},
+    http::{Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use super::{
+    Front,
+    auth::Caller,
+    chat,
+    error::{Problem, Refusal},
+    format,
+    layers::RequestId,
+    order::Door,
+    query::Query,
+    sessions::time,
+};
+use crate::{
+    chat::{Answer, FinishKind, RunId, SessionId, Usage},
+    error::{Error, ErrorCode},
+    run::{Follow, Interest, follow::Glance},
+    store::RunStatus,
+};
+
+/// `POST /runs`: starts a run and leaves it alone.
+pub async fn start(State(front): State<Front>, caller: Caller, request: Request<Body>) -> Result<Response, Refusal> {
+    format::acceptable(request.headers(), "application/json")?;
+    let (order, _) = chat::ordered(request, &["key"], Door::Background, caller, &front).await?;
+    let reader = chat::begin(&front, order, Interest::Last).await?;
+    let run = reader.run();
+    let events_url = format!("/runs/{}/events", run.id);
+    let started = Started {
+        run_id: run.id,
+        session_id: run.session_id.as_ref(),
+        events_url: &events_url,
+    };
+    let mut response = (StatusCode::ACCEPTED, Json(started)).into_response();
+    if let Ok(location) = format!("/runs/{}", run.id).parse() {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    format::name_run(response.headers_mut(), run);
+    Ok(response)
+}
+
+#[derive(Serialize)]
+struct Started<'a> {
+    run_id: RunId,
+    session_id: Option<&'a SessionId>,
+    events_url: &'a str,
+}
+
+/// `GET /runs/{run_id}`.
+pub async fn look(
+    State(front): State<Front>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    caller: Caller,
+    Path(run_id): Path<String>,
+) -> Result<Response, Refusal> {
+    let glance = front.runs.glance(&caller.principal, known(&run_id)?).await?;
+    Ok(shown(glance, &request_id))
+}
+
+/// `POST /runs/{run_id}/cancel`.
+pub async fn cancel(
+    State(front): State<Front>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    caller: Caller,
+    Path(run_id): Path<String>,
+) -> Result<Response, Refusal> {
+    let glance = front.runs.cancel(&caller.principal, known(&run_id)?).await?;
+    Ok(shown(glance, &request_id))
+}
+
+/// `GET /runs/{run_id}/events`.
+pub async fn events(
+    State(front): State<Front>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    caller: Caller,
+    Path(run_id): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
+    format::acceptable(request.headers(), "text/event-stream")?;
+    let run_id = known(&run_id)?;
+    let mut query = Query::read(request.uri().query(), &["format", "last_event_id"])?;
+    let data = chat::data(&mut query)?.unwrap_or_default();
+    let after = chat::last_event_id(request.headers(), query.take("last_event_id"))?;
+    if after.is_some_and(|id| id.run != run_id) {
+        return Err(Error::new(ErrorCode::LastEventIdInvalid, "The last event id is another run's.").into());
+    }
+    match front
+        .runs
+        .follow(&caller.principal, run_id, after.map(|id| id.seq))
+        .await?
+    {
+        Follow::Events(reader) => Ok(format::sse::respond(
+            reader,
+            data,
+            front.settings.heartbeat,
+            &request_id,
+        )),
+        Follow::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+/// `GET /agents`.
+pub async fn agents(State(front): State<Front>, _caller: Caller) -> Response {
+    let agents = &front.runs.agents;
+    let all = agents.all.values().map(|agent| AgentShown {
+        name: &agent.name,
+        description: &agent.description,
+        model: agent.model.to_string(),
+        allowed_models: &agent.allowed_models,
+        tools: [],
+        default: agent.name == agents.default,
+    });
+    Json(serde_json::json!({"agents": all.collect::<Vec<_>>()})).into_response()
+}
+
+#[derive(Serialize)]
+struct AgentShown<'a> {
+    name: &'a str,
+    description: &'a str,
+    model: String,
+    allowed_models: &'a [String],
+    tools: [&'a str; 0],
+    default: bool,
+}
+
+/// A run's id in a path: what is none names nothing.
+fn known(run_id: &str) -> Result<RunId, Error> {
+    run_id.parse().map_err(|_| Error::not_found())
+}
+
+/// A run as JSON. A promise (CONTRACT § 8).
+#[derive(Serialize)]
+struct RunShown {
+    run_id: RunId,
+    session_id: Option<SessionId>,
+    agent: String,
+    model: String,
+    status: RunStatus,
+    created_at: String,
+    ended_at: Option<String>,
+    last_seq: Option<u64>,
+    finish_reason: Option<FinishKind>,
+    usage: Option<Usage>,
+    error: Option<Problem>,
+    response: Option<Answer>,
+    metadata: BTreeMap<String, String>,
+}
+
+fn shown(glance: Glance, request_id: &str) -> Response {
+    let (run_id, session_id) = (glance.id, glance.session_id.clone());
+    let error = glance
+        .error
+        .map(|error| Problem::new(&error, request_id).about(run_id, session_id));
+    let answer = glance.done.map(|done| done.answer);
+    let shown = RunShown {
+        run_id,
+        session_id: glance.session_id,
+        agent: glance.agent,
+        model: glance.model,
+        status: glance.status,
+        created_at: time(glance.created_at),
+        ended_at: glance.ended_at.map(time),
+        last_seq: glance.last_seq,
+        finish_reason: answer.as_ref().and_then(|answer| answer.finish_reason),
+        usage: glance.usage,
+        error,
+        response: answer,
+        metadata: glance.metadata,
+    };
+    Json(shown).into_response()
+}

@@ -1,0 +1,235 @@
+//! Sessions: made, listed, read, erased.
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, Request, StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use base64::Engine as _;
+use http_body::Body as _;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use super::{Front, auth::Caller, body, error::Refusal, fields::Fields, format, order, query::Query};
+use crate::{
+    chat::{Message, RunId, SessionId},
+    error::{Error, ErrorCode},
+    store::{MessageStatus, Session, StoredMessage},
+};
+
+/// How many are on a page, where the query does not say, and at most.
+const PAGE: (u32, u32) = (50, 200);
+
+/// `POST /sessions`.
+pub async fn create(State(front): State<Front>, caller: Caller, request: Request<Body>) -> Result<Response, Refusal> {
+    format::acceptable(request.headers(), "application/json")?;
+    Query::read(request.uri().query(), &[])?;
+    let nothing = request.body().is_end_stream();
+    let body = if nothing {
+        serde_json::json!({})
+    } else {
+        body::json(request, &front.settings).await?
+    };
+    let mut fields = Fields::of_body(body)?;
+    let id = fields
+        .text("session_id", 10_000)?
+        .map(|id| order::session_id(&id))
+        .transpose()?;
+    let (user_id, agent) = (fields.text("user_id", 256)?, fields.text("agent", 128)?);
+    if user_id.as_deref() == Some("") {
+        return Err(fields.invalid("user_id", "must not be empty").into());
+    }
+    let metadata = order::metadata(&mut fields)?;
+    fields.end()?;
+    let agent = front.runs.agents.get(agent.as_deref())?.name.clone();
+    let store = &front.runs.store;
+    if let Some(id) = &id {
+        match store.session(&caller.principal, id).await? {
+            Some(known) if user_id.as_ref().is_none_or(|user| *user == known.user_id) => {
+                return Ok(Json(shown(known)).into_response());
+            }
+            Some(_) => return Err(Error::not_found().into()),
+            None if caller.shared => return Err(Error::not_found().into()),
+            None => {}
+        }
+    }
+    let now = jiff::Timestamp::now().as_millisecond();
+    let session = Session {
+        id: id.unwrap_or_else(SessionId::generate),
+        user_id: user_id.unwrap_or_else(|| "anonymous".to_owned()),
+        agent,
+        metadata,
+        message_count: 0,
+        version: 0,
+        created_at: now,
+        updated_at: now,
+    };
+    let made = store.create(&caller.principal, session).await?;
+    Ok((StatusCode::CREATED, Json(shown(made))).into_response())
+}
+
+/// `GET /sessions`.
+pub async fn list(State(front): State<Front>, caller: Caller, uri: Uri) -> Result<Response, Refusal> {
+    if caller.shared {
+        let message = "Callers cannot be told from each other here, so none may list what the others have.";
+        return Err(Error::new(ErrorCode::Forbidden, message).into());
+    }
+    let mut query = Query::read(uri.query(), &["user_id", "limit", "cursor"])?;
+    let limit = limit(query.take("limit"))?;
+    let after = match query.take("cursor") {
+        Some(cursor) => Some(
+            open(&cursor)
+                .and_then(|text| {
+                    let (time, id) = text.split_once(' ')?;
+                    Some((time.parse().ok()?, id.parse().ok()?))
+                })
+                .ok_or_else(bad_cursor)?,
+        ),
+        None => None,
+    };
+    let user_id = query.take("user_id");
+    let page = front
+        .runs
+        .store
+        .list(&caller.principal, user_id.as_deref(), after, limit)
+        .await?;
+    let next_cursor = page.next.map(|(time, id)| seal(&format!("{time} {id}")));
+    let sessions: Vec<SessionShown> = page.sessions.into_iter().map(shown).collect();
+    Ok(Json(serde_json::json!({"sessions": sessions, "next_cursor": next_cursor})).into_response())
+}
+
+/// `GET /sessions/{session_id}`.
+pub async fn look(State(front): State<Front>, caller: Caller, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let id = known(&id)?;
+    let found = front
+        .runs
+        .store
+        .session(&caller.principal, &id)
+        .await?
+        .ok_or_else(Error::not_found)?;
+    Ok(Json(shown(found)).into_response())
+}
+
+/// `GET /sessions/{session_id}/messages`.
+pub async fn messages(
+    State(front): State<Front>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let id = known(&id)?;
+    let mut query = Query::read(uri.query(), &["limit", "cursor"])?;
+    let limit = limit(query.take("limit"))?;
+    let from = match query.take("cursor") {
+        Some(cursor) => open(&cursor)
+            .and_then(|text| text.parse::<u64>().ok())
+            .ok_or_else(bad_cursor)?,
+        None => 0,
+    };
+    let store = &front.runs.store;
+    let session = store
+        .session(&caller.principal, &id)
+        .await?
+        .ok_or_else(Error::not_found)?;
+    let page = store.messages(&caller.principal, &id, from, limit).await?;
+    let next = from + page.len() as u64;
+    let next_cursor = (!page.is_empty() && next < session.message_count).then(|| seal(&next.to_string()));
+    let messages: Vec<MessageShown> = page.into_iter().map(MessageShown::new).collect();
+    Ok(Json(serde_json::json!({"messages": messages, "next_cursor": next_cursor})).into_response())
+}
+
+/// `DELETE /sessions/{session_id}`: the second time is as good as the first.
+pub async fn erase(
+    State(front): State<Front>,
+    caller: Caller,
+    Path(id): Path<String>,
+    _headers: HeaderMap,
+) -> Result<StatusCode, Refusal> {
+    if let Ok(id) = known(&id) {
+        front.runs.erase(&caller.principal, &id).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A session as JSON. A promise (CONTRACT § 9).
+#[derive(Serialize)]
+struct SessionShown {
+    session_id: SessionId,
+    user_id: String,
+    agent: String,
+    message_count: u64,
+    created_at: String,
+    updated_at: String,
+    metadata: BTreeMap<String, String>,
+}
+
+fn shown(session: Session) -> SessionShown {
+    SessionShown {
+        session_id: session.id,
+        user_id: session.user_id,
+        agent: session.agent,
+        message_count: session.message_count,
+        created_at: time(session.created_at),
+        updated_at: time(session.updated_at),
+        metadata: session.metadata,
+    }
+}
+
+/// A kept message as JSON. A promise (CONTRACT § 9).
+#[derive(Serialize)]
+struct MessageShown {
+    #[serde(flatten)]
+    message: Message,
+    run_id: RunId,
+    status: MessageStatus,
+    created_at: String,
+}
+
+impl MessageShown {
+    fn new(stored: StoredMessage) -> Self {
+        Self {
+            message: stored.message.without_attachments(),
+            run_id: stored.run_id,
+            status: stored.status,
+            created_at: time(stored.created_at),
+        }
+    }
+}
+
+/// A time in RFC 3339, UTC, from milliseconds since 1970.
+#[must_use]
+pub fn time(milliseconds: i64) -> String {
+    jiff::Timestamp::from_millisecond(milliseconds)
+        .unwrap_or_default()
+        .to_string()
+}
+
+/// A session's id in a path: what is none names nothing.
+fn known(id: &str) -> Result<SessionId, Error> {
+    id.parse().map_err(|_| Error::not_found())
+}
+
+fn limit(told: Option<String>) -> Result<u32, Error> {
+    let Some(told) = told else { return Ok(PAGE.0) };
+    let limit = told.parse().ok().filter(|limit| (1..=PAGE.1).contains(limit));
+    limit.ok_or_else(|| Error::field(ErrorCode::FieldInvalid, "limit", "must be a whole number from 1 to 200"))
+}
+
+/// A cursor says nothing to who holds it, and needs no secret: it only says where a page begins among one's own.
+fn seal(text: &str) -> String {
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text)
+}
+
+fn open(cursor: &str) -> Option<String> {
+    String::from_utf8(base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()
+}
+
+fn bad_cursor() -> Error {
+    Error::field(
+        ErrorCode::FieldInvalid,
+        "cursor",
+        "must be a `next_cursor` that this gateway gave",
+    )
+}

@@ -1,0 +1,124 @@
+//! The command line.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Parser, Subcommand};
+use sluicegate::{
+    app,
+    config::{Flags, Settings},
+    http::docs::OPENAPI,
+    shutdown, telemetry,
+};
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// An HTTP gateway that runs an AI agent and streams its answer.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// A file of settings (TOML); config/default.toml explains them all.
+    #[arg(long, global = true, env = "SLUICEGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Who answers: provider/model.
+    #[arg(long, global = true, env = "SLUICEGATE_MODEL", value_name = "PROVIDER/MODEL")]
+    model: Option<String>,
+    /// Where to listen.
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve (what happens without a command).
+    Serve,
+    /// Check the settings, and print those in force, secrets masked.
+    CheckConfig,
+    /// Ask the gateway that these settings describe whether it is ready: exit code 0 if it is.
+    Healthcheck,
+    /// Print the contract as OpenAPI.
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "sluicegate: {error:#}"); // there is nobody else to tell
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let command = cli.command.unwrap_or(Command::Serve);
+    if let Command::Openapi = command {
+        return print(OPENAPI);
+    }
+    let flags = Flags {
+        config: cli.config,
+        model: cli.model,
+        listen: cli.listen,
+    };
+    let settings = Settings::load(&flags, std::env::vars()).map_err(|e| anyhow!("{e}"))?;
+    match command {
+        Command::Serve => serve(settings),
+        Command::CheckConfig => print(&settings.effective().map_err(|e| anyhow!("{e}"))?),
+        Command::Healthcheck => healthcheck(settings.listen),
+        Command::Openapi => Ok(()),
+    }
+}
+
+fn serve(settings: Settings) -> anyhow::Result<()> {
+    telemetry::begin(settings.log_format, &settings.log_filter).map_err(|e| anyhow!("{e}"))?;
+    // One provider of cryptography for the whole process; two would panic at the first connection.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    runtime.block_on(async {
+        let gateway = app::serve(settings).await.map_err(|e| anyhow!("{}", e.message))?;
+        shutdown::until_signalled(gateway).await
+    })
+}
+
+/// `GET /readyz` by hand: the one request that a container's health check makes needs no client.
+fn healthcheck(mut address: SocketAddr) -> anyhow::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("nobody at {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut head = [0; 12];
+    std::io::Read::read_exact(&mut stream, &mut head).context("no answer")?;
+    if &head[9..] == b"200" {
+        return Ok(());
+    }
+    bail!("not ready: {}", head.escape_ascii())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    Ok(())
+}

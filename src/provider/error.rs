@@ -1,0 +1,170 @@
+//! What can go wrong with a provider, and what it is to our clients.
+
+use std::{fmt, time::Duration};
+
+use crate::error::{Error, ErrorCode, Upstream};
+
+/// The longest `Retry-After` that is passed on.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
+
+/// What went wrong. The words are for metrics and logs too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Its settings make no sense.
+    Config,
+    /// Nobody there: refused, unreachable, no such name.
+    Connect,
+    /// The connection broke before an answer began.
+    EmptyReply,
+    /// Certificate or handshake.
+    Tls,
+    /// No connection in time.
+    ConnectTimeout,
+    /// No header in time.
+    FirstByte,
+    /// A header, but no content in time.
+    FirstToken,
+    /// Silence in the middle.
+    Gap,
+    /// Not its protocol: status, type, framing or JSON.
+    Protocol,
+    /// The stream ended, or broke, before its finish.
+    Truncated,
+    /// It reported an error.
+    Reported,
+    /// It refused the request.
+    Rejected,
+    /// The request does not fit the model's context.
+    ContextTooLong,
+    /// It refused our credentials.
+    Auth,
+    /// It has no such model or address.
+    NotFound,
+    /// It limits our rate.
+    RateLimited,
+    /// Our quota with it is used up: asking again does not help.
+    Quota,
+    /// It is overloaded.
+    Overloaded,
+    /// It failed inside.
+    Server,
+}
+
+/// What went wrong with a provider. `detail` is for the log and may hold the upstream's words.
+#[derive(Clone, Debug)]
+pub struct ProviderError {
+    /// The configured provider's name.
+    pub provider: String,
+    /// What.
+    pub kind: Kind,
+    /// The HTTP status it answered, if it did.
+    pub status: Option<u16>,
+    /// When it wants to be asked again.
+    pub retry_after: Option<Duration>,
+    /// More, for the log.
+    pub detail: String,
+}
+
+impl ProviderError {
+    /// An error without a status.
+    #[must_use]
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            provider: String::new(),
+            kind,
+            status: None,
+            retry_after: None,
+            detail: detail.into(),
+        }
+    }
+
+    /// Settings that make no provider.
+    #[must_use]
+    pub fn config(provider: &str, detail: impl Into<String>) -> Self {
+        Self {
+            provider: provider.into(),
+            ..Self::new(Kind::Config, detail)
+        }
+    }
+
+    /// The same, of this provider.
+    #[must_use]
+    pub fn of(mut self, provider: &str) -> Self {
+        if self.provider.is_empty() {
+            self.provider = provider.into();
+        }
+        self
+    }
+
+    /// The same, with the status it answered.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Whether asking again may help. (Only ever before the first content.) A request that may have been worked on,
+    /// and billed, is not sent twice: so neither an empty reply nor silence is asked again.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        match self.kind {
+            Kind::Connect | Kind::RateLimited | Kind::Overloaded | Kind::Server => true,
+            Kind::Reported => self.status.is_some_and(|s| matches!(s, 408 | 409)),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at provider {}", self.kind, self.provider)?;
+        if let Some(status) = self.status {
+            write!(f, ", status {status}")?;
+        }
+        write!(f, ": {}", self.detail)
+    }
+}
+
+impl std::error::Error for ProviderError {}
+
+impl From<ProviderError> for Error {
+    fn from(error: ProviderError) -> Error {
+        use ErrorCode::*;
+        let (code, message) = match error.kind {
+            Kind::Config | Kind::Reported | Kind::NotFound | Kind::Server => {
+                (UpstreamError, "The model's provider reported an error.")
+            }
+            Kind::Connect => (UpstreamConnect, "The model's provider could not be reached."),
+            Kind::Tls => (UpstreamTls, "The TLS connection to the model's provider failed."),
+            Kind::ConnectTimeout | Kind::FirstByte | Kind::FirstToken | Kind::Gap => {
+                (UpstreamTimeout, "The model's provider was silent for too long.")
+            }
+            Kind::Protocol | Kind::EmptyReply => (
+                UpstreamProtocol,
+                "The model's provider answered with something that is not its protocol.",
+            ),
+            Kind::Truncated => (UpstreamTruncated, "The model's answer broke off before its end."),
+            Kind::Rejected => (UpstreamRejected, "The model's provider refused the request."),
+            Kind::ContextTooLong => (ContextTooLong, "The conversation is longer than the model's context."),
+            Kind::Auth => (UpstreamAuth, "The model's provider refused this gateway's credentials."),
+            Kind::RateLimited | Kind::Quota => {
+                (UpstreamRateLimited, "The model's provider limits this gateway's rate.")
+            }
+            Kind::Overloaded => (UpstreamOverloaded, "The model's provider is overloaded."),
+        };
+        let retry_after = match code {
+            UpstreamRateLimited | UpstreamOverloaded => {
+                Some(error.retry_after.unwrap_or(Duration::from_secs(1)).min(MAX_RETRY_AFTER))
+            }
+            _ => None,
+        };
+        let upstream = Upstream {
+            provider: error.provider.clone(),
+            status: error.status,
+        };
+        let mut known = Error::new(code, message).because(error);
+        known.retry_after = retry_after;
+        known.upstream = Some(Box::new(upstream));
+        known
+    }
+}

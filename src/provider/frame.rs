@@ -1,0 +1,270 @@
+//! Bytes to server-sent events, however they were cut.
+//!
+//! The event-stream format of the WHATWG HTML standard, § 9.2 (2026-11): a line ends with LF, CRLF or a lone CR; a blank
+//! line dispatches; `data:` lines join with LF; one space after the colon is removed; comments, `id`, `retry` and
+//! unknown fields are skipped; a byte order mark may come first. Two departures: an event is bounded, and an event
+//! that the end of the stream left without its blank line is given if its data is JSON (it may carry the finish).
+//! Bytes stay bytes: nothing here decodes UTF-8, so no character can be cut.
+
+use serde::de::IgnoredAny;
+
+use super::{ProviderError, error::Kind};
+
+/// One event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The `event:` field; empty without one.
+    pub event: &'a [u8],
+    /// The `data:` lines, joined.
+    pub data: &'a [u8],
+}
+
+/// Reads events. At most `limit` bytes of one event are kept.
+#[derive(Debug)]
+pub struct FrameReader {
+    limit: usize,
+    /// A line whose end has not come yet.
+    line: Vec<u8>,
+    /// The event under way.
+    event: Vec<u8>,
+    data: Vec<u8>,
+    has_data: bool,
+    /// The last byte was a CR: an LF that follows belongs to it.
+    after_cr: bool,
+    /// Still before the first line.
+    at_start: bool,
+}
+
+impl FrameReader {
+    /// A reader at the start of a stream.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            line: Vec::new(),
+            event: Vec::new(),
+            data: Vec::new(),
+            has_data: false,
+            after_cr: false,
+            at_start: true,
+        }
+    }
+
+    /// Takes the next bytes, and gives each event that they complete.
+    ///
+    /// # Errors
+    /// An event over the limit, and whatever `each` returns.
+    pub fn push(
+        &mut self,
+        mut bytes: &[u8],
+        each: &mut impl FnMut(Frame<'_>) -> Result<(), ProviderError>,
+    ) -> Result<(), ProviderError> {
+        if self.after_cr && !bytes.is_empty() {
+            self.after_cr = false;
+            if bytes[0] == b'\n' {
+                bytes = &bytes[1..];
+            }
+        }
+        while let Some(end) = memchr::memchr2(b'\n', b'\r', bytes) {
+            let piece = &bytes[..end];
+            let mut next = end + 1;
+            if bytes[end] == b'\r' {
+                match bytes.get(next) {
+                    Some(b'\n') => next += 1,
+                    Some(_) => {}
+                    None => self.after_cr = true,
+                }
+            }
+            if self.line.is_empty() {
+                self.take_line(piece, each)?;
+            } else {
+                self.keep(piece)?;
+                let mut line = std::mem::take(&mut self.line);
+                self.take_line(&line, each)?;
+                line.clear();
+                self.line = line;
+            }
+            bytes = &bytes[next..];
+        }
+        self.keep(bytes)
+    }
+
+    /// The stream has ended: gives what it left, if that is JSON or `[DONE]`.
+    ///
+    /// # Errors
+    /// Whatever `each` returns.
+    pub fn finish(
+        &mut self,
+        each: &mut impl FnMut(Frame<'_>) -> Result<(), ProviderError>,
+    ) -> Result<(), ProviderError> {
+        let line = std::mem::take(&mut self.line);
+        if !line.is_empty() {
+            self.take_line(&line, each)?;
+        }
+        let whole = self.data == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(&self.data).is_ok();
+        if self.has_data && whole {
+            self.take_line(b"", each)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Keeps the beginning of a line.
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), ProviderError> {
+        if self.line.len() + self.data.len() + bytes.len() > self.limit {
+            return Err(ProviderError::new(
+                Kind::Protocol,
+                format!("an event over {} bytes", self.limit),
+            ));
+        }
+        self.line.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Takes a whole line, without its end.
+    fn take_line(
+        &mut self,
+        mut line: &[u8],
+        each: &mut impl FnMut(Frame<'_>) -> Result<(), ProviderError>,
+    ) -> Result<(), ProviderError> {
+        if std::mem::take(&mut self.at_start) {
+            line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
+        }
+        if line.is_empty() {
+            if self.has_data {
+                each(Frame {
+                    event: &self.event,
+                    data: &self.data,
+                })?;
+            }
+            self.event.clear();
+            self.data.clear();
+            self.has_data = false;
+            return Ok(());
+        }
+        let (field, value) = match memchr::memchr(b':', line) {
+            Some(colon) => (&line[..colon], &line[colon + 1..]),
+            None => (line, &line[line.len()..]),
+        };
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match field {
+            b"data" => {
+                if self.data.len() + value.len() > self.limit {
+                    return Err(ProviderError::new(
+                        Kind::Protocol,
+                        format!("an event over {} bytes", self.limit),
+                    ));
+                }
+                if self.has_data {
+                    self.data.push(b'\n');
+                }
+                self.data.extend_from_slice(value);
+                self.has_data = true;
+            }
+            b"event" => {
+                self.event.clear();
+                self.event.extend_from_slice(value);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Events = Vec<(String, String)>;
+
+    fn read(pieces: &[&[u8]], limit: usize) -> Result<Events, ProviderError> {
+        let mut events = Events::new();
+        let mut reader = FrameReader::new(limit);
+        let mut each = |frame: Frame<'_>| {
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            events.push((text(frame.event), text(frame.data)));
+            Ok(())
+        };
+        for piece in pieces {
+            reader.push(piece, &mut each)?;
+        }
+        reader.finish(&mut each)?;
+        Ok(events)
+    }
+
+    fn whole(text: &str) -> Events {
+        read(&[text.as_bytes()], 1024).unwrap()
+    }
+
+    #[test]
+    fn the_format_is_read_to_the_letter() {
+        let data = |text: &str| (String::new(), text.to_owned());
+        assert_eq!(
+            whole("data: a\n\ndata: b\r\n\r\ndata: c\r\rdata: d\n\n"),
+            ["a", "b", "c", "d"].map(data)
+        );
+        assert_eq!(whole("\u{FEFF}data:a\n\n"), [data("a")], "a byte order mark, no space");
+        assert_eq!(
+            whole("data:  a\ndata\ndata: b\n\n"),
+            [data(" a\n\nb")],
+            "several lines, an empty one"
+        );
+        assert_eq!(
+            whole(": hi\n\n\nid: 3\nretry: 9\nfoo: bar\n\n"),
+            [],
+            "nothing without data"
+        );
+        assert_eq!(
+            whole("event: error\ndata: {}\n\ndata: 1\n\n"),
+            [("error".into(), "{}".into()), data("1")]
+        );
+    }
+
+    #[test]
+    fn an_event_without_its_blank_line_counts_if_it_is_whole() {
+        assert_eq!(whole("data: {\"a\":1}").len(), 1);
+        assert_eq!(whole("data: {\"a\":1}\n").len(), 1);
+        assert_eq!(whole("data: [DONE]").len(), 1);
+        assert_eq!(whole("data: {\"a\":").len(), 0);
+    }
+
+    #[test]
+    fn an_event_is_bounded_in_all_its_forms() {
+        let limit = 64;
+        let long = "x".repeat(65);
+        for text in [long.clone(), format!("data: {long}\n\n"), "data: xxxxxxxx\n".repeat(9)] {
+            assert!(read(&[text.as_bytes()], limit).is_err());
+            let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+            assert!(read(&bytes, limit).is_err());
+        }
+        assert!(
+            read(&[": a comment\n".repeat(1000).as_bytes()], limit).is_ok(),
+            "comments are not kept"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_stream_reads_the_same_however_it_is_cut(
+            lines in prop::collection::vec("(data:|data: |event: |: |id: )?[a-zé😀\u{2028}]{0,6}(\n|\r|\r\n|\n\n|\r\r|\r\n\r\n)", 0..12),
+            cuts in prop::collection::vec(0usize..200, 0..12),
+        ) {
+            let text = lines.concat();
+            let expected = whole(&text);
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().chain([bytes.len()]) {
+                pieces.push(&bytes[from..cut]);
+                from = cut;
+            }
+            prop_assert_eq!(&read(&pieces, 1024).unwrap(), &expected);
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            prop_assert_eq!(&read(&single, 1024).unwrap(), &expected);
+        }
+    }
+}

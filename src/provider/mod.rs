@@ -1,0 +1,120 @@
+//! The back door: who answers, and how theirs becomes ours.
+//!
+//! A provider whose wire is its own is one folder (a [`dialect::Dialect`]) and one row of [`KINDS`]; one that speaks a
+//! known dialect is a few lines of configuration. Nothing here knows who is asking.
+
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, future::BoxFuture};
+use secrecy::SecretString;
+
+use crate::chat::{ChatRequest, Chunk};
+
+pub mod demo;
+pub mod dialect;
+pub mod error;
+pub mod frame;
+pub mod openai;
+pub mod retry;
+pub mod upstream;
+
+pub use error::ProviderError;
+
+/// What a model does, in batches: everything that one read of the upstream brought. The last chunk is `Finish`; an
+/// `Err` ends the stream, and without either it was truncated, which is an `Err` too.
+pub type ChunkStream = Pin<Box<dyn Stream<Item = Result<Vec<Chunk>, ProviderError>> + Send>>;
+
+/// One who answers.
+pub trait Provider: Send + Sync {
+    /// The configured name.
+    fn name(&self) -> &str;
+
+    /// Whether it can do what is asked, before anything is sent.
+    ///
+    /// # Errors
+    /// What it cannot do, by the request's field.
+    fn check(&self, request: &ChatRequest) -> Result<(), Unsupported>;
+
+    /// Asks. An outer `Err` means that nothing was said: the caller may ask again, or ask another. After it, nothing may
+    /// be retried.
+    fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>>;
+}
+
+/// A field that a provider has no use for; it is refused rather than dropped in silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The field, as in the request: `settings.seed`.
+    pub field: &'static str,
+}
+
+/// A provider's settings, complete.
+#[derive(Clone, Debug)]
+pub struct ProviderSettings {
+    /// The name it has in the configuration.
+    pub name: String,
+    /// Which row of [`KINDS`].
+    pub kind: String,
+    /// Where it is, without a slash at the end.
+    pub base_url: String,
+    /// Its key, if it wants one.
+    pub api_key: Option<SecretString>,
+    /// Further headers.
+    pub headers: BTreeMap<String, SecretString>,
+    /// Its patience and limits.
+    pub limits: Limits,
+}
+
+/// How long to wait for a provider, and how much to take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// From the request to the answer's header.
+    pub first_byte_timeout: Duration,
+    /// From the header to the first content.
+    pub first_token_timeout: Duration,
+    /// Between two pieces of content.
+    pub gap_timeout: Duration,
+    /// How often to ask again before the first content.
+    pub max_retries: u32,
+    /// Of one event, in bytes.
+    pub max_event: usize,
+}
+
+/// Makes a provider of a kind.
+type Make = fn(ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError>;
+
+/// Every kind of provider: adding one is adding its row.
+pub const KINDS: &[(&str, Make)] = &[("openai", openai::provider), ("demo", demo::provider)];
+
+/// The configured providers, by name.
+#[derive(Clone, Default)]
+pub struct Providers(BTreeMap<String, Arc<dyn Provider>>);
+
+impl Providers {
+    /// Makes them all.
+    ///
+    /// # Errors
+    /// The first that cannot be made; an unknown kind is the configuration's to refuse.
+    pub fn new(settings: impl IntoIterator<Item = ProviderSettings>) -> Result<Self, ProviderError> {
+        let mut all = BTreeMap::new();
+        for one in settings {
+            let make = KINDS.iter().find(|(kind, _)| *kind == one.kind).map(|(_, make)| make);
+            let make = make.ok_or_else(|| ProviderError::config(&one.name, format!("no kind {:?}", one.kind)))?;
+            all.insert(one.name.clone(), make(one)?);
+        }
+        Ok(Self(all))
+    }
+
+    /// The provider of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<dyn Provider>> {
+        self.0.get(name)
+    }
+}
+
+impl std::fmt::Debug for Providers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}

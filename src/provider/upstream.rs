@@ -1,0 +1,391 @@
+//! The one loop that reads an upstream's socket. It knows no dialect: bytes in, chunks out, every wait bounded.
+//!
+//! Dropping the stream closes the connection to the provider, which ends its work and its bill.
+
+use std::{error::Error as _, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use reqwest::{
+    Client, Response,
+    header::{
+        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    },
+};
+use secrecy::ExposeSecret;
+
+use super::{
+    ChunkStream, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
+    dialect::{Call, Decoder, Dialect, Progress},
+    error::Kind,
+    frame::FrameReader,
+    retry,
+};
+use crate::{
+    chat::{ChatRequest, Chunk},
+    patience::Patience,
+};
+
+/// The most that is read of an answer that is not a stream: an error, or a whole answer.
+const MAX_ERROR_BODY: usize = 64 << 10;
+/// How long the numbers may take that follow the finish.
+const TAIL: Duration = Duration::from_secs(2);
+/// The most bytes decoded before the chunks are passed on.
+const MAX_BATCH: usize = 64 << 10;
+/// Connections kept open for the next request.
+const MAX_IDLE: usize = 512;
+
+/// How a provider wants its key.
+#[derive(Clone, Copy, Debug)]
+pub enum Credentials {
+    /// `Authorization: Bearer KEY`.
+    Bearer,
+}
+
+/// A provider behind HTTP, speaking a dialect.
+pub struct HttpProvider<D> {
+    name: String,
+    base_url: String,
+    limits: Limits,
+    dialect: D,
+    client: Client,
+}
+
+impl<D: Dialect> HttpProvider<D> {
+    /// Makes its client.
+    ///
+    /// # Errors
+    /// A base address, header or key that cannot be one.
+    pub fn new(dialect: D, credentials: Credentials, settings: ProviderSettings) -> Result<Self, ProviderError> {
+        let ProviderSettings {
+            name,
+            base_url,
+            api_key,
+            headers: extra,
+            limits,
+            ..
+        } = settings;
+        let wrong = |what: &str| ProviderError::config(&name, what);
+        let address = url::Url::parse(&base_url).map_err(|e| wrong(&format!("base_url: {e}")))?;
+        if !matches!(address.scheme(), "http" | "https") || !address.has_host() || address.query().is_some() {
+            return Err(wrong("base_url must be http(s)://host[:port][/path]"));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = api_key {
+            let (header, value) = match credentials {
+                Credentials::Bearer => (AUTHORIZATION, format!("Bearer {}", key.expose_secret())),
+            };
+            headers.insert(
+                header,
+                secret(&value).ok_or_else(|| wrong("api_key has a character that no header can hold"))?,
+            );
+        }
+        for (header, value) in extra {
+            let name = HeaderName::try_from(&header).map_err(|_| wrong(&format!("{header:?} is no header")))?;
+            let value = secret(value.expose_secret());
+            headers.insert(
+                name,
+                value.ok_or_else(|| wrong(&format!("the value of header {header} is none")))?,
+            );
+        }
+        let client = Client::builder()
+            .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .redirect(reqwest::redirect::Policy::none()) // a redirect would carry the key elsewhere
+            .connect_timeout(limits.connect_timeout)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .tcp_nodelay(true)
+            // One connection a stream: HTTP/2 would queue streams behind its limit of about a hundred, unseen.
+            .http1_only()
+            .build()
+            .map_err(|e| wrong(&e.to_string()))?;
+        Ok(Self {
+            name,
+            base_url: base_url.trim_end_matches('/').to_owned(),
+            limits,
+            dialect,
+            client,
+        })
+    }
+
+    /// Sends the call and waits for the first content.
+    async fn open(&self, path: &str, body: Bytes) -> Result<ChunkStream, ProviderError> {
+        let request = self.client.post(format!("{}{path}", self.base_url)).body(body);
+        let response = tokio::time::timeout(self.limits.first_byte_timeout, request.send())
+            .await
+            .map_err(|_| ProviderError::new(Kind::FirstByte, "no answer in time"))?
+            .map_err(|e| before_answer(&e))?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            let headers = response.headers().clone();
+            let body = self.read_whole(response).await;
+            return Err(self.dialect.refusal(status, &headers, &body));
+        }
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or("")
+                .to_ascii_lowercase()
+        };
+        let (encoding, media) = (header(CONTENT_ENCODING), header(CONTENT_TYPE));
+        if !matches!(encoding.as_str(), "" | "identity") {
+            return Err(ProviderError::new(Kind::Protocol, format!("content-encoding {encoding:?}")).with_status(200));
+        }
+        match media.split(';').next().unwrap_or("").trim() {
+            "text/event-stream" | "text/plain" | "application/octet-stream" | "" => {}
+            "application/json" => {
+                let chunks = self
+                    .dialect
+                    .whole(&self.read_whole(response).await)
+                    .map_err(|e| e.with_status(200))?;
+                return Ok(Box::pin(tokio_stream::once(Ok(chunks))));
+            }
+            other => return Err(ProviderError::new(Kind::Protocol, format!("content-type {other:?}")).with_status(200)),
+        }
+
+        let mut reading = Reading {
+            body: response,
+            frames: FrameReader::new(self.limits.max_event),
+            decoder: self.dialect.decoder(),
+            patience: Patience::new(self.limits.first_token_timeout),
+            gap: self.limits.gap_timeout,
+            progress: Progress::More,
+            spoke: false,
+            silent: true,
+            failed: None,
+        };
+        let Some(mut batch) = reading.next().await? else {
+            return Err(ProviderError::new(Kind::Truncated, "an empty stream").with_status(200));
+        };
+        let name = self.name.clone();
+        Ok(Box::pin(async_stream::try_stream! {
+            loop {
+                yield batch;
+                match reading.next().await.map_err(|e| e.of(&name))? {
+                    Some(next) => batch = next,
+                    None => break,
+                }
+            }
+        }))
+    }
+
+    /// A body that is not a stream, as far as we care, within the patience for a first token.
+    async fn read_whole(&self, mut response: Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        let read = async {
+            while let Ok(Some(piece)) = response.chunk().await {
+                let room = MAX_ERROR_BODY.max(self.limits.max_event) - body.len();
+                body.extend_from_slice(&piece[..piece.len().min(room)]);
+                if piece.len() >= room {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(self.limits.first_token_timeout, read).await; // what came is what counts
+        body
+    }
+}
+
+impl<D: Dialect> Provider for HttpProvider<D> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
+        self.dialect.check(request)
+    }
+
+    fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>> {
+        Box::pin(async move {
+            let Call { path, body } = self.dialect.encode(request).map_err(|e| e.of(&self.name))?;
+            let body = Bytes::from(body);
+            let attempt = || async { self.open(&path, body.clone()).await.map_err(|e| e.of(&self.name)) };
+            retry::ask(self.limits.max_retries, attempt).await
+        })
+    }
+}
+
+/// An answer being read.
+struct Reading {
+    body: Response,
+    frames: FrameReader,
+    decoder: Box<dyn Decoder>,
+    /// Ends when no *content* came for too long: keep-alives do not count.
+    patience: Patience,
+    gap: Duration,
+    progress: Progress,
+    /// Whether content has come.
+    spoke: bool,
+    /// Whether nothing at all has come.
+    silent: bool,
+    /// What to say once the batch before it was delivered.
+    failed: Option<ProviderError>,
+}
+
+impl Reading {
+    /// The next batch: everything that is there to be read, as soon as there is content. `None` after the finish.
+    async fn next(&mut self) -> Result<Option<Vec<Chunk>>, ProviderError> {
+        let mut out = Vec::new();
+        while out.is_empty() {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
+            if self.progress == Progress::Over {
+                return Ok(None);
+            }
+            if let Err(error) = self.read(&mut out).await {
+                self.progress = Progress::Over;
+                self.failed = Some(error.with_status(200));
+            }
+        }
+        if out.iter().any(Chunk::is_content) {
+            self.spoke = true;
+            self.patience.extend(self.gap);
+        }
+        Ok(Some(out))
+    }
+
+    /// Waits for a piece, and takes what is there with it.
+    async fn read(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let mut piece = tokio::select! {
+            biased;
+            piece = self.body.chunk() => piece,
+            () = self.patience.over() => return self.silence(out),
+        };
+        let mut taken = 0;
+        loop {
+            match piece {
+                Ok(Some(bytes)) => {
+                    taken += bytes.len();
+                    self.take(&bytes, out)?;
+                }
+                Ok(None) => return self.end(None, out),
+                Err(error) => return self.end(Some(error), out),
+            }
+            if self.progress == Progress::Over || taken >= MAX_BATCH {
+                return Ok(());
+            }
+            piece = match self.body.chunk().now_or_never() {
+                Some(piece) => piece,
+                None => return Ok(()),
+            };
+        }
+    }
+
+    /// Decodes a piece.
+    fn take(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let Self {
+            frames,
+            decoder,
+            progress,
+            silent,
+            ..
+        } = self;
+        let before = *progress;
+        frames.push(bytes, &mut |frame| {
+            *silent = false;
+            if *progress != Progress::Over {
+                *progress = decoder.frame(frame, out)?;
+            }
+            Ok(())
+        })?;
+        match *progress {
+            Progress::Over => decoder.end(out),
+            Progress::Finishing if before == Progress::More => {
+                self.gap = TAIL;
+                self.patience.extend(TAIL);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The body has ended, or broken. After the finish neither matters.
+    fn end(&mut self, error: Option<reqwest::Error>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let Self {
+            frames,
+            decoder,
+            progress,
+            silent,
+            ..
+        } = self;
+        frames.finish(&mut |frame| {
+            *silent = false;
+            if *progress != Progress::Over {
+                *progress = decoder.frame(frame, out)?;
+            }
+            Ok(())
+        })?;
+        let complete = *progress != Progress::More;
+        *progress = Progress::Over;
+        match error {
+            Some(error) if !complete => Err(ProviderError::new(Kind::Truncated, causes(&error))),
+            None if self.silent => Err(ProviderError::new(Kind::Protocol, "a stream without a single event")),
+            _ => self.decoder.end(out),
+        }
+    }
+
+    /// Patience is over.
+    fn silence(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        match (self.progress, self.spoke) {
+            (Progress::More, false) => Err(ProviderError::new(Kind::FirstToken, "no content in time")),
+            (Progress::More, true) => Err(ProviderError::new(Kind::Gap, "no more content in time")),
+            _ => self.end(None, out),
+        }
+    }
+}
+
+/// A header's value that debug output masks.
+fn secret(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// What a request that got no answer means.
+fn before_answer(error: &reqwest::Error) -> ProviderError {
+    let mut kind = if error.is_timeout() {
+        Kind::ConnectTimeout
+    } else {
+        Kind::EmptyReply
+    };
+    if error.is_connect() && !error.is_timeout() {
+        kind = Kind::Connect;
+    }
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(hyper) = cause.downcast_ref::<hyper::Error>()
+            && (hyper.is_parse() || hyper.is_parse_too_large())
+        {
+            kind = Kind::Protocol;
+        }
+        if is_tls(cause) {
+            kind = Kind::Tls;
+        }
+        next = cause.source();
+    }
+    ProviderError::new(kind, causes(error))
+}
+
+/// Whether TLS is at fault: rustls reports through `io::Error`.
+fn is_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    cause.is::<rustls::Error>() || inner.is_some_and(|e| e.is::<rustls::Error>())
+}
+
+/// An error and what is behind it, without the address.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = String::from("HTTP");
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

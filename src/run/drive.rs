@@ -1,0 +1,228 @@
+//! A run's task: the agent's loop until it is done or something ends it, then the turn, then the last event.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+
+use super::{Ended, OnCancel, OnDisconnect, Run, Runs, shutting_down};
+use crate::{
+    agent::{self, Agent, Turn, step::Bounds},
+    chat::{Answer, Done, Event},
+    error::{Error, ErrorCode},
+    provider::Provider,
+    store::{Commit, MessageStatus, RunEnd, RunStatus},
+};
+
+/// How long a turn may take to be written. Longer than the store's own patience.
+const COMMIT: Duration = Duration::from_secs(10);
+
+/// What a run's task works with.
+pub(super) struct Driven {
+    pub(super) agent: Agent,
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) turn: Turn,
+    pub(super) include_reasoning: bool,
+    /// The session's version that the history is of; `None` for a run that is not stored.
+    pub(super) version: Option<i64>,
+    /// Whether the history was cut.
+    pub(super) truncated: bool,
+}
+
+impl Runs {
+    /// Runs a run to its end. Whatever happens, exactly one last event is told.
+    pub(super) async fn drive(self: Arc<Self>, run: Arc<Run>, mut driven: Driven) {
+        let bounds = Bounds {
+            max_output: self.limits.max_output,
+            include_reasoning: driven.include_reasoning,
+        };
+        let Driven {
+            agent, provider, turn, ..
+        } = &mut driven;
+        let mut say = |events: &mut Vec<Event>| run.log.append(events.drain(..));
+        let work = AssertUnwindSafe(agent::answer(agent, provider.as_ref(), bounds, turn, &mut say)).catch_unwind();
+        let outcome = tokio::select! {
+            biased;
+            outcome = work => match outcome {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err((RunStatus::Failed, error)),
+                Err(panic) => Err((RunStatus::Failed, Error::internal(panic_text(&*panic)))),
+            },
+            stopped = self.stopped(&run) => Err(stopped),
+        };
+        self.conclude(&run, driven, outcome).await;
+        self.registry.finished(&run);
+    }
+
+    /// Waits for whatever ends a run from outside.
+    async fn stopped(&self, run: &Run) -> (RunStatus, Error) {
+        let cancelled = |why: &str| (RunStatus::Cancelled, Error::new(ErrorCode::Cancelled, why));
+        tokio::select! {
+            () = run.cancel.cancelled() => cancelled("The run was cancelled."),
+            () = abandoned(run) => cancelled("The run was cancelled because nobody was reading it any more."),
+            () = tokio::time::sleep_until(run.began + self.limits.deadline) => {
+                (RunStatus::Failed, Error::new(ErrorCode::RunDeadline, "The run took longer than this gateway allows."))
+            }
+            () = self.interrupt.cancelled() => (RunStatus::Interrupted, shutting_down()),
+        }
+    }
+
+    /// Writes the turn, lets go of the session, and says how it ended: in this order, so that `done` means committed,
+    /// and whoever reads it can go on with the session at once.
+    async fn conclude(&self, run: &Run, mut driven: Driven, outcome: Result<(), (RunStatus, Error)>) {
+        let turn = &mut driven.turn;
+        turn.close("The run was stopped before this call was made.");
+        let (status, error) = match outcome {
+            Ok(()) => (RunStatus::Completed, None),
+            Err((status, error)) => (status, Some(error)),
+        };
+        let messages = match status {
+            RunStatus::Completed => Some(MessageStatus::Complete),
+            // A turn without an answer is no turn: two questions in a row are not well-formed everywhere.
+            RunStatus::Cancelled if self.limits.on_cancel == OnCancel::Keep && turn.added().len() > 1 => {
+                Some(MessageStatus::Cancelled)
+            }
+            _ => None,
+        };
+        let commit = run
+            .session_id
+            .as_ref()
+            .zip(driven.version)
+            .zip(messages)
+            .map(|((session, version), status)| Commit {
+                principal: &run.principal,
+                session,
+                after_version: version,
+                messages: driven.turn.added(),
+                status,
+            });
+        let committed = commit.is_some();
+        let mut done = result(run, &driven.turn, driven.truncated, status == RunStatus::Completed);
+        let end = RunEnd {
+            ended_at: jiff::Timestamp::now().as_millisecond(),
+            last_seq: Some(run.log.next_seq()),
+            usage: Some(driven.turn.usage.clone()),
+            error: error.as_ref().and_then(|error| serde_json::to_value(error).ok()),
+            done: Some(Box::new(done.clone())),
+        };
+        let written = match run.session_id {
+            Some(_) => self.write(run, status, &end, commit).await,
+            None => Ok(()),
+        };
+        let (status, error) = match (written, error) {
+            (Err(unwritten), None) => (RunStatus::Failed, Some(unwritten)),
+            (Err(unwritten), Some(error)) => {
+                tracing::warn!(run_id = %run.id, error = %unwritten, cause = unwritten.causes(), "how a run ended was not written down");
+                (status, Some(error))
+            }
+            (Ok(()), error) => (status, error),
+        };
+        done.duration_ms = millis(run.began.elapsed());
+        tell(run, status, &done, error.as_ref(), committed);
+        self.registry.release(run, status == RunStatus::Completed);
+        let mut ended = Ended {
+            status,
+            at: end.ended_at,
+            usage: end.usage,
+            partial: None,
+        };
+        match error {
+            None => run.end(ended, Event::Done(Box::new(done))),
+            Some(error) => {
+                ended.partial = Some(Box::new(done));
+                run.end(ended, Event::Failed(error));
+            }
+        }
+    }
+
+    async fn write(&self, run: &Run, status: RunStatus, end: &RunEnd, commit: Option<Commit<'_>>) -> Result<(), Error> {
+        let late = || Error::new(ErrorCode::StoreUnavailable, "The turn could not be written in time.");
+        match tokio::time::timeout(COMMIT, self.store.end(run.id, status, end, commit)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+/// Waits until nobody has been reading for as long as the run's policy admits.
+async fn abandoned(run: &Run) {
+    let grace = match run.on_disconnect {
+        OnDisconnect::Continue => return std::future::pending().await,
+        OnDisconnect::Cancel => Duration::ZERO,
+        OnDisconnect::Grace(grace) => grace,
+    };
+    loop {
+        run.log.vacated.notified().await;
+        while let Some(since) = run.log.vacant_since() {
+            if since.elapsed() >= grace {
+                return;
+            }
+            tokio::time::sleep_until(since + grace).await;
+        }
+    }
+}
+
+/// What the run came to.
+fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Done {
+    Done {
+        answer: Answer {
+            run_id: run.id,
+            session_id: run.session_id.clone(),
+            agent: run.agent.clone(),
+            model: run.model.clone(),
+            content: turn.content(),
+            finish_reason: turn.finish.filter(|_| complete),
+            usage: turn.usage.clone(),
+            rounds: turn.rounds,
+            tool_calls: turn.tools.clone(),
+            structured_data: None,
+            artifact_files: Vec::new(),
+            messages: turn
+                .added()
+                .iter()
+                .map(crate::chat::Message::without_attachments)
+                .collect(),
+            metadata: run.metadata.clone(),
+        },
+        duration_ms: millis(run.began.elapsed()),
+        first_token_ms: turn.first_content.map(|at| millis(at - run.began)),
+        history_truncated,
+    }
+}
+
+/// One line for every run.
+fn tell(run: &Run, status: RunStatus, done: &Done, error: Option<&Error>, committed: bool) {
+    let usage = &done.answer.usage;
+    let code = error.map(|error| error.code.as_str());
+    let cause = error.map(Error::causes).filter(|cause| !cause.is_empty());
+    tracing::info!(
+        name: "run.end",
+        run_id = %run.id,
+        session_id = run.session_id.as_ref().map(tracing::field::display),
+        principal = run.principal.as_str(),
+        model = run.model,
+        status = status.as_str(),
+        code,
+        cause,
+        committed,
+        rounds = done.answer.rounds,
+        input_tokens = usage.input_tokens,
+        output_tokens = usage.output_tokens,
+        estimated = usage.estimated,
+        first_token_ms = done.first_token_ms,
+        duration_ms = done.duration_ms,
+        "a run ended"
+    );
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    format!(
+        "a panic: {}",
+        text.or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default()
+    )
+}

@@ -1,0 +1,236 @@
+//! Coming back to a run: to read on, to look at it, to stop it. Nothing here ever starts one.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Interest, Reader, Run, Runs};
+use crate::{
+    chat::{Done, Event, Principal, RunId, SessionId, Usage},
+    error::{Error, ErrorCode},
+    store::{RunEnd, RunRecord, RunStatus},
+};
+
+/// How long to wait for a run that was told to stop.
+const STOP: Duration = Duration::from_secs(1);
+
+/// What there is to follow.
+#[derive(Debug)]
+pub enum Follow {
+    /// Events.
+    Events(Reader),
+    /// Nothing after the one named: it was the last.
+    Nothing,
+}
+
+/// A run as its owner sees it.
+#[derive(Clone, Debug)]
+pub struct Glance {
+    /// The run.
+    pub id: RunId,
+    /// Its session.
+    pub session_id: Option<SessionId>,
+    /// The agent's name.
+    pub agent: String,
+    /// `provider/model`.
+    pub model: String,
+    /// How it stands.
+    pub status: RunStatus,
+    /// When it began, in milliseconds since 1970.
+    pub created_at: i64,
+    /// When it ended.
+    pub ended_at: Option<i64>,
+    /// The number of its last event so far; unknown where the process died.
+    pub last_seq: Option<u64>,
+    /// What it cost.
+    pub usage: Option<Usage>,
+    /// What went wrong.
+    pub error: Option<Error>,
+    /// Its result, or how far it got.
+    pub done: Option<Box<Done>>,
+    /// What the request brought.
+    pub metadata: std::collections::BTreeMap<String, String>,
+}
+
+impl Runs {
+    /// Reads a run on, strictly after the event `after`; from its first event on with `None`.
+    ///
+    /// # Errors
+    /// `not_found`, `replay_expired`, and `last_event_id_invalid` for an event that there has not been.
+    pub async fn follow(&self, principal: &Principal, id: RunId, after: Option<u64>) -> Result<Follow, Error> {
+        if let Some(run) = self.registry.get(principal, id) {
+            return follow_log(run, after);
+        }
+        let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
+        let end = ending(&record);
+        if after.is_some() && after == end.last_seq {
+            return Ok(Follow::Nothing);
+        }
+        let age = jiff::Timestamp::now().as_millisecond() - end.ended_at;
+        if u128::from(age.unsigned_abs()) >= self.limits.replay_window.as_millis() {
+            return Err(Error::new(
+                ErrorCode::ReplayExpired,
+                "This run's events are no longer kept; GET /runs/{id} has its result.",
+            ));
+        }
+        let (seq, last) = match (record.status, end.done, end.last_seq) {
+            (RunStatus::Completed, Some(done), Some(seq)) => (seq, Event::Done(done)),
+            (RunStatus::Failed | RunStatus::Cancelled | RunStatus::Interrupted, _, Some(seq))
+                if end.error.is_some() =>
+            {
+                (seq, Event::Failed(kept_error(end.error)))
+            }
+            _ => {
+                let seq = after.map_or(0, |after| after + 1);
+                self.store.told(id, seq).await?;
+                (seq, Event::Failed(interrupted()))
+            }
+        };
+        if after.is_some_and(|after| after > seq) {
+            return Err(ahead());
+        }
+        Ok(Follow::Events(Reader::new(
+            Run::kept(record, seq, vec![last]),
+            seq,
+            Interest::Every,
+        )))
+    }
+
+    /// A run, as it stands.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn glance(&self, principal: &Principal, id: RunId) -> Result<Glance, Error> {
+        match self.registry.get(principal, id) {
+            Some(run) => Ok(glance_at(&run)),
+            None => {
+                let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
+                Ok(glance_back(record))
+            }
+        }
+    }
+
+    /// Stops a run, and waits a moment for it to have stopped.
+    ///
+    /// # Errors
+    /// `not_found`, and `run_finished` for a run that ended otherwise.
+    pub async fn cancel(&self, principal: &Principal, id: RunId) -> Result<Glance, Error> {
+        if let Some(run) = self.registry.get(principal, id) {
+            run.cancel.cancel();
+            let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // it will stop; the answer need not wait
+        }
+        let glance = self.glance(principal, id).await?;
+        match glance.status {
+            RunStatus::Running | RunStatus::Cancelled => Ok(glance),
+            _ => Err(Error {
+                run_id: Some(id),
+                ..Error::new(ErrorCode::RunFinished, "The run has ended already.")
+            }),
+        }
+    }
+
+    /// Erases a session and everything of it; a run that goes on is cancelled first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn erase(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
+        if let Some(run) = self.registry.holder(principal, session) {
+            run.cancel.cancel();
+            let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // a commit that comes later finds no session
+        }
+        self.store.delete(principal, session).await?;
+        self.registry.erase(principal, session);
+        Ok(())
+    }
+}
+
+fn follow_log(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Error> {
+    let (ended, last) = (run.log.ended(), run.log.last_seq());
+    match after {
+        Some(_) if after > last => Err(ahead()),
+        Some(_) if ended && after == run.log.last_seq() => Ok(Follow::Nothing),
+        _ => Ok(Follow::Events(Reader::new(
+            run,
+            after.map_or(0, |after| after + 1),
+            Interest::Every,
+        ))),
+    }
+}
+
+fn glance_at(run: &Run) -> Glance {
+    let ended = run.ended();
+    let mut glance = Glance {
+        id: run.id,
+        session_id: run.session_id.clone(),
+        agent: run.agent.clone(),
+        model: run.model.clone(),
+        status: run.status(),
+        created_at: run.created_at,
+        ended_at: ended.map(|ended| ended.at),
+        last_seq: run.log.last_seq(),
+        usage: ended.and_then(|ended| ended.usage.clone()),
+        error: None,
+        done: ended.and_then(|ended| ended.partial.clone()),
+        metadata: run.metadata.clone(),
+    };
+    run.log.last_event(|last| match last {
+        Event::Done(done) => glance.done = Some(done.clone()),
+        Event::Failed(error) => glance.error = Some(error.clone()),
+        _ => {}
+    });
+    glance
+}
+
+fn glance_back(record: RunRecord) -> Glance {
+    let end = ending(&record);
+    let (status, error) = match record.status {
+        RunStatus::Completed => (RunStatus::Completed, None),
+        // A row that says it runs, without a run: how it ended could not be written down.
+        RunStatus::Running | RunStatus::Interrupted => (
+            RunStatus::Interrupted,
+            Some(end.error.map_or_else(interrupted, |error| kept_error(Some(error)))),
+        ),
+        other => (other, Some(kept_error(end.error))),
+    };
+    Glance {
+        id: record.id,
+        session_id: Some(record.session_id),
+        agent: record.agent,
+        model: record.model,
+        status,
+        created_at: record.created_at,
+        ended_at: Some(end.ended_at),
+        last_seq: end.last_seq,
+        usage: end.usage,
+        error,
+        done: end.done,
+        metadata: record.metadata,
+    }
+}
+
+fn ending(record: &RunRecord) -> RunEnd {
+    record.end.clone().unwrap_or_else(|| RunEnd {
+        ended_at: jiff::Timestamp::now().as_millisecond(),
+        last_seq: None,
+        usage: None,
+        error: None,
+        done: None,
+    })
+}
+
+fn kept_error(kept: Option<serde_json::Value>) -> Error {
+    kept.and_then(|kept| serde_json::from_value(kept).ok())
+        .unwrap_or_else(interrupted)
+}
+
+fn interrupted() -> Error {
+    Error::new(
+        ErrorCode::Interrupted,
+        "The gateway stopped while this run went on; nothing was added to the session.",
+    )
+}
+
+fn ahead() -> Error {
+    Error::new(
+        ErrorCode::LastEventIdInvalid,
+        "This run has had no event of that number yet.",
+    )
+}

@@ -1,0 +1,228 @@
+//! A run and its log. A run is a task that writes its log ([`start`]); a client is a reader of the log ([`log`]);
+//! who runs where, and what ends it, is in [`registry`] and [`drive`].
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    agent::Agents,
+    chat::{Done, Event, Principal, RunId, SessionId, Usage},
+    error::{Error, ErrorCode},
+    provider::Providers,
+    store::{RunRecord, RunStatus, Store},
+};
+
+mod drive;
+pub mod follow;
+pub mod log;
+pub mod registry;
+pub mod start;
+
+pub use follow::Follow;
+pub use log::{Found, Interest, Reader, View};
+pub use start::Order;
+
+/// A run, as long as its log is held.
+#[derive(Debug)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// Whose it is.
+    pub principal: Principal,
+    /// Its session; `None` for a run that is not stored.
+    pub session_id: Option<SessionId>,
+    /// The agent's name.
+    pub agent: String,
+    /// `provider/model`.
+    pub model: String,
+    /// What the request brought.
+    pub metadata: BTreeMap<String, String>,
+    /// When it began, in milliseconds since 1970.
+    pub created_at: i64,
+    /// The same, on the clock that never jumps.
+    pub began: Instant,
+    /// What it did.
+    pub log: log::Log,
+    /// What the last reader's leaving means.
+    pub on_disconnect: OnDisconnect,
+    /// The key that started it, and its request's fingerprint.
+    pub idempotency: Option<(String, String)>,
+    /// Cancelled: somebody asked for it to stop.
+    pub(crate) cancel: CancellationToken,
+    /// Cancelled: the last event is in the log.
+    pub(crate) over: CancellationToken,
+    /// How it ended.
+    ended: OnceLock<Ended>,
+}
+
+/// How a run ended, beside its last event.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The status, never `Running`.
+    pub status: RunStatus,
+    /// When, in milliseconds since 1970.
+    pub at: i64,
+    /// What it cost, as far as is known.
+    pub usage: Option<Usage>,
+    /// How far it got, where it did not complete.
+    pub partial: Option<Box<Done>>,
+}
+
+impl Run {
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> RunStatus {
+        self.ended.get().map_or(RunStatus::Running, |ended| ended.status)
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<&Ended> {
+        self.ended.get()
+    }
+
+    /// The last thing that is said of a run. Only the first call counts.
+    fn end(&self, ended: Ended, last: Event) {
+        if self.ended.set(ended).is_ok() {
+            self.log.append([last]);
+            self.over.cancel();
+        }
+    }
+
+    /// A run out of what a store kept: only its log's last events are to be read.
+    fn kept(record: RunRecord, first: u64, events: Vec<Event>) -> Arc<Run> {
+        let log = log::Log::new(first, Arc::new(AtomicUsize::new(0)));
+        log.append(events);
+        Arc::new(Run {
+            id: record.id,
+            principal: record.principal,
+            session_id: Some(record.session_id),
+            agent: record.agent,
+            model: record.model,
+            metadata: record.metadata,
+            created_at: record.created_at,
+            began: Instant::now(),
+            log,
+            on_disconnect: OnDisconnect::Continue,
+            idempotency: record.idempotency,
+            cancel: CancellationToken::new(),
+            over: CancellationToken::new(),
+            ended: OnceLock::new(),
+        })
+    }
+}
+
+/// What the last reader's leaving means for a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// It is cancelled.
+    Cancel,
+    /// It is cancelled, unless somebody reads again within this time.
+    Grace(Duration),
+    /// Nothing.
+    Continue,
+}
+
+/// What happens to the answer of a cancelled run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCancel {
+    /// What was said is added to the session, marked.
+    Keep,
+    /// The session stays as it was.
+    Discard,
+}
+
+/// The limits that runs live within.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The longest a run may take.
+    pub deadline: Duration,
+    /// How long a log can be read after its run's end.
+    pub replay_window: Duration,
+    /// The most that a model may say in a run, in bytes.
+    pub max_output: usize,
+    /// The most that all logs together may hold, in bytes.
+    pub memory_limit: usize,
+    /// The most runs at a time; 0: no limit.
+    pub max_runs: usize,
+    /// The most of a session's history that a model is sent, in tokens.
+    pub max_history_tokens: u64,
+    /// What happens to a cancelled answer.
+    pub on_cancel: OnCancel,
+}
+
+/// Everything that runs need: one of it, shared.
+pub struct Runs {
+    /// Who can be asked.
+    pub agents: Agents,
+    /// Who answers.
+    pub providers: Providers,
+    /// What is kept.
+    pub store: Arc<dyn Store>,
+    /// The limits.
+    pub limits: Limits,
+    /// Who runs.
+    pub(crate) registry: registry::Registry,
+    /// The tasks of all runs.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled: what still runs is to be interrupted.
+    pub(crate) interrupt: CancellationToken,
+}
+
+impl Runs {
+    /// The room, empty.
+    #[must_use]
+    pub fn new(agents: Agents, providers: Providers, store: Arc<dyn Store>, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            agents,
+            providers,
+            store,
+            limits,
+            registry: registry::Registry::default(),
+            tasks: TaskTracker::new(),
+            interrupt: CancellationToken::new(),
+        })
+    }
+
+    /// Whether new runs are refused because the gateway goes down.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.registry.closed()
+    }
+
+    /// Refuses new runs from now on.
+    pub fn begin_drain(&self) {
+        self.registry.close();
+    }
+
+    /// Ends all runs: none begins any more, those that run have `patience` to finish, then they are interrupted.
+    /// Returns when the last has ended, and said so.
+    pub async fn drain(&self, patience: Duration) {
+        self.begin_drain();
+        self.tasks.close();
+        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+            self.interrupt.cancel();
+            self.tasks.wait().await;
+        }
+    }
+
+    /// Drops logs whose replay window has passed, for ever.
+    pub async fn sweep(&self) {
+        self.registry.sweep(self.limits.replay_window).await;
+    }
+}
+
+/// What a run that the gateway's going down ended is told.
+fn shutting_down() -> Error {
+    Error::new(
+        ErrorCode::ShuttingDown,
+        "The gateway is going down; ask again in a moment.",
+    )
+    .retry_after(Duration::from_secs(2))
+}

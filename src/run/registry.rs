@@ -1,0 +1,229 @@
+//! Who runs: runs by id, the session that each holds, the keys that started them, and the logs that can still be read.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{Limits, Run, shutting_down};
+use crate::{
+    chat::{Principal, RunId, SessionId},
+    error::{Error, ErrorCode},
+};
+
+/// The register.
+#[derive(Default)]
+pub struct Registry {
+    books: Mutex<Books>,
+    /// Bytes in all logs.
+    pub(super) held: Arc<AtomicUsize>,
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct Books {
+    closed: bool,
+    running: usize,
+    runs: HashMap<RunId, Arc<Run>>,
+    /// The run that holds a session.
+    sessions: HashMap<(Principal, SessionId), RunId>,
+    /// The run that a key started, while it is running or completed.
+    keys: HashMap<(Principal, String), RunId>,
+    /// Runs that have ended, oldest first.
+    finished: VecDeque<(Instant, RunId)>,
+}
+
+/// What became of a run that asked to be let in.
+pub enum Admission {
+    /// It is in; it holds its session and its key.
+    Admitted,
+    /// Its key belongs to this run.
+    Known(Arc<Run>),
+}
+
+impl Registry {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a run in: all of it, or nothing.
+    ///
+    /// # Errors
+    /// `shutting_down`, `overloaded`, `session_busy`, `idempotency_mismatch`.
+    pub fn admit(&self, run: &Arc<Run>, limits: &Limits) -> Result<Admission, Error> {
+        let mut books = self.books();
+        let key = run
+            .idempotency
+            .as_ref()
+            .map(|(key, _)| (run.principal.clone(), key.clone()));
+        if let Some(known) = key
+            .as_ref()
+            .and_then(|key| books.keys.get(key))
+            .and_then(|id| books.runs.get(id))
+        {
+            return same_request(known.idempotency.as_ref(), run.idempotency.as_ref())
+                .map(|()| Admission::Known(known.clone()));
+        }
+        if books.closed {
+            return Err(shutting_down());
+        }
+        if limits.max_runs > 0 && books.running >= limits.max_runs {
+            return Err(overloaded());
+        }
+        while self.held.load(Ordering::Relaxed) > limits.memory_limit {
+            let Some((_, oldest)) = books.finished.pop_front() else {
+                return Err(overloaded());
+            };
+            books.forget(oldest);
+        }
+        if let Some(id) = &run.session_id {
+            let session = (run.principal.clone(), id.clone());
+            if let Some(active) = books.sessions.get(&session) {
+                let busy = Error::new(ErrorCode::SessionBusy, "Another run of this session is under way.");
+                return Err(Error {
+                    run_id: Some(*active),
+                    ..busy
+                });
+            }
+            books.sessions.insert(session, run.id);
+        }
+        if let Some(key) = key {
+            books.keys.insert(key, run.id);
+        }
+        books.running += 1;
+        books.runs.insert(run.id, run.clone());
+        Ok(Admission::Admitted)
+    }
+
+    /// The run lets go of its session: called before its last event is told, so that who reads it can go on at once.
+    pub fn release(&self, run: &Run, keep_key: bool) {
+        let mut books = self.books();
+        if let Some(id) = &run.session_id {
+            books.sessions.remove(&(run.principal.clone(), id.clone()));
+        }
+        if let Some((key, _)) = run.idempotency.as_ref().filter(|_| !keep_key) {
+            books.keys.remove(&(run.principal.clone(), key.clone()));
+        }
+    }
+
+    /// The run's last event is told: its log can be read for the replay window.
+    pub fn finished(&self, run: &Run) {
+        let mut books = self.books();
+        books.running -= 1;
+        books.finished.push_back((Instant::now(), run.id));
+        drop(books);
+        self.ended.notify_one();
+    }
+
+    /// The run never began.
+    pub fn withdraw(&self, run: &Run) {
+        self.release(run, false);
+        let mut books = self.books();
+        books.running -= 1;
+        books.runs.remove(&run.id);
+    }
+
+    /// A run of this principal's whose log is held.
+    pub fn get(&self, principal: &Principal, id: RunId) -> Option<Arc<Run>> {
+        self.books()
+            .runs
+            .get(&id)
+            .filter(|run| run.principal == *principal)
+            .cloned()
+    }
+
+    /// The run that a key started.
+    pub fn by_key(&self, principal: &Principal, key: &str) -> Option<Arc<Run>> {
+        let books = self.books();
+        let id = books.keys.get(&(principal.clone(), key.to_owned()))?;
+        books.runs.get(id).cloned()
+    }
+
+    /// The run that holds a session.
+    pub fn holder(&self, principal: &Principal, session: &SessionId) -> Option<Arc<Run>> {
+        let books = self.books();
+        let id = books.sessions.get(&(principal.clone(), session.clone()))?;
+        books.runs.get(id).cloned()
+    }
+
+    /// Forgets the ended runs of a session.
+    pub fn erase(&self, principal: &Principal, session: &SessionId) {
+        let mut books = self.books();
+        let theirs = |run: &&Arc<Run>| run.principal == *principal && run.session_id.as_ref() == Some(session);
+        let gone: Vec<RunId> = books
+            .runs
+            .values()
+            .filter(theirs)
+            .filter(|run| run.log.ended())
+            .map(|run| run.id)
+            .collect();
+        books.finished.retain(|(_, id)| !gone.contains(id));
+        gone.into_iter().for_each(|id| books.forget(id));
+    }
+
+    /// Lets nobody in any more.
+    pub fn close(&self) {
+        self.books().closed = true;
+    }
+
+    /// Whether nobody is let in.
+    pub fn closed(&self) -> bool {
+        self.books().closed
+    }
+
+    /// Forgets runs that ended `window` ago, for ever.
+    pub async fn sweep(&self, window: Duration) {
+        loop {
+            let next = loop {
+                let mut books = self.books();
+                match books.finished.front() {
+                    Some((ended, id)) if ended.elapsed() >= window => {
+                        let id = *id;
+                        books.finished.pop_front();
+                        books.forget(id);
+                    }
+                    Some((ended, _)) => break Some(*ended + window),
+                    None => break None,
+                }
+            };
+            match next {
+                Some(time) => tokio::time::sleep_until(time).await,
+                None => self.ended.notified().await,
+            }
+        }
+    }
+}
+
+impl Books {
+    fn forget(&mut self, id: RunId) {
+        if let Some(run) = self.runs.remove(&id)
+            && let Some((key, _)) = &run.idempotency
+        {
+            let key = (run.principal.clone(), key.clone());
+            if self.keys.get(&key) == Some(&id) {
+                self.keys.remove(&key);
+            }
+        }
+    }
+}
+
+/// Whether a key comes with the request that it came with first.
+pub(super) fn same_request(known: Option<&(String, String)>, now: Option<&(String, String)>) -> Result<(), Error> {
+    match known.map(|(_, print)| print) == now.map(|(_, print)| print) {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorCode::IdempotencyMismatch,
+            "This key came with another request before.",
+        )),
+    }
+}
+
+fn overloaded() -> Error {
+    Error::new(ErrorCode::Overloaded, "This gateway has as much to do as it can.").retry_after(Duration::from_secs(1))
+}

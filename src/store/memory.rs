@@ -1,0 +1,274 @@
+//! Nothing is kept beyond the process: for trying things out, and for gateways that only relay.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::future::{BoxFuture, ready};
+
+use super::{
+    Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store, StoredMessage, conflict,
+    session::Loaded,
+};
+use crate::{
+    chat::{Message, Principal, RunId, SessionId},
+    error::Error,
+};
+
+/// The store.
+#[derive(Default)]
+pub struct Memory(Mutex<Shelves>);
+
+type SessionKey = (String, SessionId);
+
+#[derive(Default)]
+struct Shelves {
+    sessions: BTreeMap<SessionKey, (Session, Vec<StoredMessage>)>,
+    runs: BTreeMap<RunId, RunRecord>,
+    versions: i64,
+}
+
+impl Shelves {
+    fn version(&mut self) -> i64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    fn erase(&mut self, key: &SessionKey) {
+        self.sessions.remove(key);
+        self.runs
+            .retain(|_, run| run.principal.as_str() != key.0 || run.session_id != key.1);
+    }
+}
+
+impl Memory {
+    /// Nothing is half done when a holder panics: every change below is one step.
+    fn shelves(&self) -> MutexGuard<'_, Shelves> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(principal: &Principal, id: &SessionId) -> SessionKey {
+    (principal.as_str().to_owned(), id.clone())
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+impl Store for Memory {
+    fn ready(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
+}
+
+impl SessionStore for Memory {
+    fn create<'a>(&'a self, principal: &'a Principal, mut session: Session) -> BoxFuture<'a, Result<Session, Error>> {
+        let mut shelves = self.shelves();
+        session.version = shelves.version();
+        let made = shelves
+            .sessions
+            .entry(key(principal, &session.id))
+            .or_insert((session, Vec::new()));
+        Box::pin(ready(Ok(made.0.clone())))
+    }
+
+    fn session<'a>(
+        &'a self,
+        principal: &'a Principal,
+        id: &'a SessionId,
+    ) -> BoxFuture<'a, Result<Option<Session>, Error>> {
+        let found = self
+            .shelves()
+            .sessions
+            .get(&key(principal, id))
+            .map(|(session, _)| session.clone());
+        Box::pin(ready(Ok(found)))
+    }
+
+    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<Option<Loaded>, Error>> {
+        let shelves = self.shelves();
+        let found = shelves.sessions.get(&key(principal, id)).map(|(session, messages)| {
+            (
+                session.clone(),
+                messages.iter().map(|stored| stored.message.clone()).collect(),
+            )
+        });
+        Box::pin(ready(Ok(found)))
+    }
+
+    fn messages<'a>(
+        &'a self,
+        principal: &'a Principal,
+        id: &'a SessionId,
+        from: u64,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<StoredMessage>, Error>> {
+        let shelves = self.shelves();
+        let all = shelves
+            .sessions
+            .get(&key(principal, id))
+            .map(|(_, messages)| messages.iter());
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let page = all
+            .into_iter()
+            .flatten()
+            .skip(from)
+            .take(limit as usize)
+            .cloned()
+            .collect();
+        Box::pin(ready(Ok(page)))
+    }
+
+    fn list<'a>(
+        &'a self,
+        principal: &'a Principal,
+        user_id: Option<&'a str>,
+        after: Option<(i64, SessionId)>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<SessionPage, Error>> {
+        let shelves = self.shelves();
+        let theirs = shelves
+            .sessions
+            .iter()
+            .filter(|(key, _)| key.0 == principal.as_str())
+            .map(|(_, (session, _))| session);
+        let mut sessions: Vec<Session> = theirs
+            .filter(|s| user_id.is_none_or(|user| user == s.user_id))
+            .filter(|s| {
+                after
+                    .as_ref()
+                    .is_none_or(|(time, id)| (s.created_at, &s.id) < (*time, id))
+            })
+            .cloned()
+            .collect();
+        sessions.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        sessions.truncate(limit as usize + 1);
+        Box::pin(ready(Ok(SessionPage::cut(sessions, limit))))
+    }
+
+    fn delete<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<(), Error>> {
+        self.shelves().erase(&key(principal, id));
+        Box::pin(ready(Ok(())))
+    }
+
+    fn expire(&self, before: i64) -> BoxFuture<'_, Result<u64, Error>> {
+        let mut shelves = self.shelves();
+        let busy = |key: &SessionKey| {
+            let running = |run: &&RunRecord| run.status == RunStatus::Running;
+            shelves
+                .runs
+                .values()
+                .filter(running)
+                .any(|r| r.principal.as_str() == key.0 && r.session_id == key.1)
+        };
+        let idle = shelves
+            .sessions
+            .iter()
+            .filter(|(key, (s, _))| s.updated_at < before && !busy(key));
+        let idle: Vec<SessionKey> = idle.map(|(key, _)| key.clone()).collect();
+        idle.iter().for_each(|key| shelves.erase(key));
+        Box::pin(ready(Ok(idle.len() as u64)))
+    }
+}
+
+impl RunStore for Memory {
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str) -> BoxFuture<'a, Result<i64, Error>> {
+        let mut shelves = self.shelves();
+        let version = shelves.version();
+        let (session, _) = shelves
+            .sessions
+            .entry(key(&run.principal, &run.session_id))
+            .or_insert_with(|| {
+                let session = Session {
+                    id: run.session_id.clone(),
+                    user_id: user_id.to_owned(),
+                    agent: run.agent.clone(),
+                    metadata: BTreeMap::new(),
+                    message_count: 0,
+                    version,
+                    created_at: run.created_at,
+                    updated_at: run.created_at,
+                };
+                (session, Vec::new())
+            });
+        let version = session.version;
+        shelves.runs.insert(run.id, run.clone());
+        Box::pin(ready(Ok(version)))
+    }
+
+    fn end<'a>(
+        &'a self,
+        run: RunId,
+        status: RunStatus,
+        end: &'a RunEnd,
+        commit: Option<Commit<'a>>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        let mut shelves = self.shelves();
+        let version = shelves.version();
+        if let Some(turn) = commit {
+            let session = shelves.sessions.get_mut(&key(turn.principal, turn.session));
+            let Some((session, messages)) = session.filter(|(session, _)| session.version == turn.after_version) else {
+                return Box::pin(ready(Err(conflict())));
+            };
+            session.version = version;
+            session.updated_at = now();
+            let stored = |message: &Message| StoredMessage {
+                message: message.clone(),
+                run_id: run,
+                status: turn.status,
+                created_at: session.updated_at,
+            };
+            messages.extend(turn.messages.iter().map(stored));
+            session.message_count = messages.len() as u64;
+        }
+        if let Some(row) = shelves.runs.get_mut(&run) {
+            row.status = status;
+            row.end = Some(end.clone());
+        }
+        Box::pin(ready(Ok(())))
+    }
+
+    fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
+        let found = self
+            .shelves()
+            .runs
+            .get(&id)
+            .filter(|run| run.principal == *principal)
+            .cloned();
+        Box::pin(ready(Ok(found)))
+    }
+
+    fn run_by_key<'a>(
+        &'a self,
+        principal: &'a Principal,
+        key: &'a str,
+        since: i64,
+    ) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
+        let shelves = self.shelves();
+        let theirs = shelves
+            .runs
+            .values()
+            .rev()
+            .filter(|run| run.principal == *principal && run.created_at >= since);
+        let found = theirs
+            .filter(|run| matches!(run.status, RunStatus::Running | RunStatus::Completed))
+            .find(|run| run.idempotency.as_ref().is_some_and(|(known, _)| known == key));
+        Box::pin(ready(Ok(found.cloned())))
+    }
+
+    fn told<'a>(&'a self, run: RunId, last_seq: u64) -> BoxFuture<'a, Result<(), Error>> {
+        if let Some(row) = self.shelves().runs.get_mut(&run)
+            && row.status == RunStatus::Interrupted
+            && let Some(end) = &mut row.end
+        {
+            end.last_seq = Some(end.last_seq.unwrap_or(0).max(last_seq));
+        }
+        Box::pin(ready(Ok(())))
+    }
+}

@@ -1,0 +1,124 @@
+//! Runs as they are kept: the row that says how a run went, and its result.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use super::Commit;
+use crate::{
+    chat::{Done, Principal, RunId, SessionId, Usage},
+    error::Error,
+};
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    /// It goes on.
+    Running,
+    /// It is complete, and its turn is committed.
+    Completed,
+    /// It broke.
+    Failed,
+    /// It was stopped.
+    Cancelled,
+    /// The process died under it, or was told to stop.
+    Interrupted,
+}
+
+impl RunStatus {
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunStatus::Running => "running",
+            RunStatus::Completed => "completed",
+            RunStatus::Failed => "failed",
+            RunStatus::Cancelled => "cancelled",
+            RunStatus::Interrupted => "interrupted",
+        }
+    }
+
+    /// The status of that word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        use RunStatus::*;
+        [Running, Completed, Failed, Cancelled, Interrupted]
+            .into_iter()
+            .find(|s| s.as_str() == word)
+    }
+}
+
+/// A run's row. Times are milliseconds since 1970, UTC.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunRecord {
+    /// The run.
+    pub id: RunId,
+    /// Whose it is.
+    pub principal: Principal,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The agent's name.
+    pub agent: String,
+    /// `provider/model`.
+    pub model: String,
+    /// What the request brought.
+    pub metadata: BTreeMap<String, String>,
+    /// When it began.
+    pub created_at: i64,
+    /// The key that the request was given, and a fingerprint of its body: SHA-256, hex.
+    pub idempotency: Option<(String, String)>,
+    /// How it stands.
+    pub status: RunStatus,
+    /// How it ended, once it has.
+    pub end: Option<RunEnd>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunEnd {
+    /// When.
+    pub ended_at: i64,
+    /// The number of its last event; unknown where the process died.
+    pub last_seq: Option<u64>,
+    /// What it cost; unknown where the process died.
+    pub usage: Option<Usage>,
+    /// What went wrong, as JSON ([`Error`]).
+    pub error: Option<serde_json::Value>,
+    /// Its result: complete for a completed run, as far as it got for another.
+    pub done: Option<Box<Done>>,
+}
+
+/// Keeps runs.
+pub trait RunStore: Send + Sync {
+    /// Writes a new run's row, and its session's if there is none yet. Survives the process, need not survive a power
+    /// failure: it costs no wait for the disk. Returns the session's version.
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str) -> BoxFuture<'a, Result<i64, Error>>;
+
+    /// Writes how a run ended and, with `commit`, its turn, in one transaction. With `commit` it returns only when that
+    /// is on the disk.
+    ///
+    /// Fails with `session_busy` if the session is another than the one that was loaded; nothing is written then.
+    fn end<'a>(
+        &'a self,
+        run: RunId,
+        status: RunStatus,
+        end: &'a RunEnd,
+        commit: Option<Commit<'a>>,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// A run of this principal's.
+    fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>>;
+
+    /// The newest run that was started with this key since `since`, and is running or completed.
+    fn run_by_key<'a>(
+        &'a self,
+        principal: &'a Principal,
+        key: &'a str,
+        since: i64,
+    ) -> BoxFuture<'a, Result<Option<RunRecord>, Error>>;
+
+    /// Notes which number the last event of an interrupted run was told under.
+    fn told<'a>(&'a self, run: RunId, last_seq: u64) -> BoxFuture<'a, Result<(), Error>>;
+}

@@ -1,0 +1,695 @@
+//! SQLite: one file, one writer.
+//!
+//! All writes go through one task with one connection, which commits together what waits together: one `fsync` for
+//! many turns. Turns are written with `synchronous=FULL`; a run's first row with `NORMAL`, which in WAL mode survives
+//! the process but costs no wait for the disk. Reads have connections of their own and never wait for the writer.
+
+use std::{fs::File, path::Path, time::Duration};
+
+use futures_util::future::BoxFuture;
+use sqlx::{
+    Connection, Row, SqlSafeStr, SqliteConnection, SqlitePool,
+    migrate::{Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Commit, MessageStatus, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store,
+    StoredMessage, session::Loaded,
+};
+use crate::{
+    chat::{Principal, RunId, SessionId},
+    error::{Error, ErrorCode},
+};
+
+/// How long a write may wait for its turn and for the file's lock.
+const BUSY: Duration = Duration::from_secs(5);
+/// Writes that may wait; one more waits to be let in.
+const QUEUE: usize = 1024;
+/// The most writes of one transaction.
+const BATCH: usize = 256;
+/// Connections for reading.
+const READERS: u32 = 4;
+
+/// The schema's history. A file that has been released is never changed.
+fn migrations() -> Migrator {
+    let sql = include_str!("../../migrations/sqlite/0001_sessions_and_runs.sql").into_sql_str();
+    Migrator::with_migrations(vec![Migration::new(
+        1,
+        "sessions and runs".into(),
+        MigrationType::Simple,
+        sql,
+        false,
+    )])
+}
+
+/// The store.
+pub struct Sqlite {
+    writes: mpsc::Sender<Write>,
+    reads: SqlitePool,
+    writer: TaskTracker,
+    closing: CancellationToken,
+    /// Held as long as the store is open: two gateways on one file would interrupt each other's runs.
+    _lock: File,
+}
+
+impl Sqlite {
+    /// Opens the file, and makes it (and its folder, for the owner only) if it is not there.
+    ///
+    /// # Errors
+    /// Whatever is in the way: another gateway, a file that is no database, or one of a newer version.
+    pub async fn open(path: &str) -> Result<Self, Error> {
+        let failed = |what: &str| format!("the store {path} {what}");
+        let lock = lock(path).map_err(|e| unavailable(&failed("cannot be opened"), e))?;
+        let Some(lock) = lock else {
+            return Err(Error::new(
+                ErrorCode::StoreUnavailable,
+                failed("is in use by another sluicegate"),
+            ));
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY);
+        let mut writer = SqliteConnection::connect_with(&options)
+            .await
+            .map_err(|e| unavailable(&failed("cannot be opened"), e))?;
+        migrations()
+            .run(&mut writer)
+            .await
+            .map_err(|e| unavailable(&failed("has a schema of another version"), e))?;
+        sqlx::query("UPDATE runs SET status = 'interrupted', ended_at = ? WHERE status = 'running'")
+            .bind(jiff::Timestamp::now().as_millisecond())
+            .execute(&mut writer)
+            .await
+            .map_err(|e| unavailable(&failed("cannot be written"), e))?;
+        let reads = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(BUSY)
+            .connect_with(options.read_only(true).create_if_missing(false))
+            .await
+            .map_err(|e| unavailable(&failed("cannot be read"), e))?;
+        let (writes, queue) = mpsc::channel(QUEUE);
+        let tasks = TaskTracker::new();
+        let closing = CancellationToken::new();
+        tasks.spawn(write_all(writer, queue, closing.clone()));
+        tasks.close();
+        Ok(Self {
+            writes,
+            reads,
+            writer: tasks,
+            closing,
+            _lock: lock,
+        })
+    }
+
+    /// Hands an operation to the writer and waits for it.
+    async fn write(&self, op: Op) -> Result<i64, Error> {
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| Error::new(ErrorCode::StoreUnavailable, "The store is closed.");
+        let sent = tokio::time::timeout(BUSY, self.writes.send(Write { op, reply })).await;
+        let full = |_| Error::new(ErrorCode::StoreUnavailable, "The store has too much to write.");
+        sent.map_err(full)?.map_err(|e| gone(e.to_string()))?;
+        answer.await.map_err(|e| gone(e.to_string()))?
+    }
+}
+
+/// One thing to write.
+struct Write {
+    op: Op,
+    reply: oneshot::Sender<Result<i64, Error>>,
+}
+
+enum Op {
+    Begin {
+        run: Box<RunRecord>,
+        user_id: String,
+    },
+    End {
+        run: RunId,
+        status: RunStatus,
+        row: EndRow,
+        turn: Option<TurnRows>,
+    },
+    Create {
+        principal: Principal,
+        session: Box<Session>,
+    },
+    Delete {
+        principal: Principal,
+        id: SessionId,
+    },
+    Told {
+        run: RunId,
+        last_seq: i64,
+    },
+    Expire {
+        before: i64,
+    },
+    /// Nothing, but through the whole road.
+    Probe,
+}
+
+struct EndRow {
+    ended_at: i64,
+    last_seq: Option<i64>,
+    usage: Option<String>,
+    error: Option<String>,
+    done: Option<String>,
+}
+
+struct TurnRows {
+    principal: Principal,
+    session: SessionId,
+    after_version: i64,
+    status: &'static str,
+    bodies: Vec<String>,
+}
+
+impl Op {
+    /// Whether its answer must mean that it is on the disk.
+    fn lasting(&self) -> bool {
+        match self {
+            Op::End { turn, .. } => turn.is_some(),
+            Op::Create { .. } | Op::Delete { .. } => true,
+            Op::Begin { .. } | Op::Told { .. } | Op::Expire { .. } | Op::Probe => false,
+        }
+    }
+
+    /// Writes it. The number is how many rows it met (a turn that meets none is a conflict); of a beginning, the
+    /// session's version.
+    async fn apply(&self, db: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+        let now = jiff::Timestamp::now().as_millisecond();
+        let done = match self {
+            Op::Begin { run, user_id } => {
+                let (key, fingerprint) = run.idempotency.as_ref().map(|(k, f)| (k, f)).unzip();
+                let version: i64 = sqlx::query_scalar(
+                    "INSERT INTO sessions (principal, id, user_id, agent, metadata, message_count, version, created_at, updated_at) \
+                     VALUES (?, ?, ?, ?, '{}', 0, ?, ?, ?) ON CONFLICT DO UPDATE SET version = version RETURNING version",
+                )
+                .bind(run.principal.as_str())
+                .bind(run.session_id.as_str())
+                .bind(user_id)
+                .bind(&run.agent)
+                .bind(fresh_version())
+                .bind(run.created_at)
+                .bind(run.created_at)
+                .fetch_one(&mut *db)
+                .await?;
+                sqlx::query(
+                    "INSERT INTO runs (principal, session_id, id, agent, model, metadata, created_at, idem_key, fingerprint, status) \
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'running')",
+                )
+                .bind(run.principal.as_str())
+                .bind(run.session_id.as_str())
+                .bind(run.id.to_string())
+                .bind(&run.agent)
+                .bind(&run.model)
+                .bind(json(&run.metadata))
+                .bind(run.created_at)
+                .bind(key)
+                .bind(fingerprint)
+                .execute(db)
+                .await?;
+                return Ok(version);
+            }
+            Op::End { run, status, row, turn } => {
+                if let Some(turn) = turn
+                    && !turn.append(*run, now, db).await?
+                {
+                    return Ok(0);
+                }
+                sqlx::query("UPDATE runs SET status = ?, ended_at = ?, last_seq = ?, usage = ?, error = ?, done = ? WHERE id = ?")
+                    .bind(status.as_str())
+                    .bind(row.ended_at)
+                    .bind(row.last_seq)
+                    .bind(&row.usage)
+                    .bind(&row.error)
+                    .bind(&row.done)
+                    .bind(run.to_string())
+                    .execute(db)
+                    .await?
+            }
+            Op::Create { principal, session } => {
+                sqlx::query(
+                    "INSERT INTO sessions (principal, id, user_id, agent, metadata, message_count, version, created_at, updated_at) \
+                     VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?) ON CONFLICT DO NOTHING",
+                )
+                .bind(principal.as_str())
+                .bind(session.id.as_str())
+                .bind(&session.user_id)
+                .bind(&session.agent)
+                .bind(json(&session.metadata))
+                .bind(fresh_version())
+                .bind(session.created_at)
+                .bind(session.updated_at)
+                .execute(db)
+                .await?
+            }
+            Op::Delete { principal, id } => {
+                let erase = sqlx::query("DELETE FROM sessions WHERE principal = ? AND id = ?"); // and by cascade its rows
+                erase.bind(principal.as_str()).bind(id.as_str()).execute(db).await?
+            }
+            Op::Told { run, last_seq } => {
+                sqlx::query("UPDATE runs SET last_seq = max(coalesce(last_seq, 0), ?) WHERE id = ? AND status = 'interrupted'")
+                    .bind(last_seq)
+                    .bind(run.to_string())
+                    .execute(db)
+                    .await?
+            }
+            Op::Expire { before } => {
+                let idle = "DELETE FROM sessions WHERE updated_at < ?1 AND NOT EXISTS (SELECT 1 FROM runs r \
+                     WHERE r.principal = sessions.principal AND r.session_id = sessions.id AND r.status = 'running')";
+                sqlx::query(idle).bind(before).execute(db).await?
+            }
+            Op::Probe => sqlx::query("UPDATE sessions SET version = version WHERE 0").execute(db).await?,
+        };
+        Ok(done.rows_affected().cast_signed())
+    }
+}
+
+impl TurnRows {
+    /// Adds the turn, if the session is still the one that was loaded.
+    async fn append(&self, run: RunId, now: i64, db: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+        let count = self.bodies.len() as i64;
+        let moved = sqlx::query_scalar::<_, i64>(
+            "UPDATE sessions SET version = max(version + 1, ?), message_count = message_count + ?, updated_at = ? \
+             WHERE principal = ? AND id = ? AND version = ? RETURNING message_count",
+        )
+        .bind(fresh_version())
+        .bind(count)
+        .bind(now)
+        .bind(self.principal.as_str())
+        .bind(self.session.as_str())
+        .bind(self.after_version)
+        .fetch_optional(&mut *db)
+        .await?;
+        let Some(total) = moved else { return Ok(false) };
+        for (at, body) in self.bodies.iter().enumerate() {
+            sqlx::query("INSERT INTO messages (principal, session_id, seq, run_id, status, created_at, body) VALUES (?, ?, ?, ?, ?, ?, ?)")
+                .bind(self.principal.as_str())
+                .bind(self.session.as_str())
+                .bind(total - count + at as i64)
+                .bind(run.to_string())
+                .bind(self.status)
+                .bind(now)
+                .bind(body)
+                .execute(&mut *db)
+                .await?;
+        }
+        Ok(true)
+    }
+}
+
+/// The writer: until the store is closed, or everybody who could ask is gone.
+async fn write_all(mut db: SqliteConnection, mut queue: mpsc::Receiver<Write>, closing: CancellationToken) {
+    let mut waiting = Vec::with_capacity(BATCH);
+    loop {
+        tokio::select! {
+            biased;
+            count = queue.recv_many(&mut waiting, BATCH) => if count == 0 { break },
+            () = closing.cancelled(), if !queue.is_closed() => queue.close(), // what is in it is still written
+        }
+        let (lasting, quick): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|write| write.op.lasting());
+        // What need not wait for the disk goes first, so that it does not.
+        for (batch, synchronous) in [
+            (quick, "PRAGMA synchronous = NORMAL"),
+            (lasting, "PRAGMA synchronous = FULL"),
+        ] {
+            if batch.is_empty() {
+                continue;
+            }
+            match write_batch(&mut db, &batch, synchronous).await {
+                Ok(outcomes) => batch
+                    .into_iter()
+                    .zip(outcomes)
+                    .for_each(|(write, rows)| drop(write.reply.send(Ok(rows)))),
+                // One that fails must not take the others with it: each gets a transaction of its own.
+                Err(_) if batch.len() > 1 => {
+                    for write in batch {
+                        let outcome = write_batch(&mut db, std::slice::from_ref(&write), synchronous).await;
+                        drop(write.reply.send(outcome.map(|rows| rows[0]).map_err(|e| broken(&e))));
+                    }
+                }
+                Err(error) => batch
+                    .into_iter()
+                    .for_each(|write| drop(write.reply.send(Err(broken(&error))))),
+            }
+        }
+    }
+    if let Err(error) = db.close().await {
+        tracing::warn!(%error, "the store was not closed cleanly; nothing that was acknowledged is lost");
+    }
+}
+
+/// One transaction.
+async fn write_batch(
+    db: &mut SqliteConnection,
+    batch: &[Write],
+    synchronous: &'static str,
+) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query(synchronous).execute(&mut *db).await?;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *db).await?;
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for write in batch {
+        match write.op.apply(&mut *db).await {
+            Ok(rows) => outcomes.push(rows),
+            Err(error) => {
+                let _ = sqlx::query("ROLLBACK").execute(&mut *db).await; // it failed already; there is nothing to undo
+                return Err(error);
+            }
+        }
+    }
+    if let Err(error) = sqlx::query("COMMIT").execute(&mut *db).await {
+        let _ = sqlx::query("ROLLBACK").execute(&mut *db).await;
+        return Err(error);
+    }
+    Ok(outcomes)
+}
+
+impl Store for Sqlite {
+    fn ready(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { self.write(Op::Probe).await.map(drop) })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.closing.cancel();
+            self.writer.wait().await;
+            self.reads.close().await;
+        })
+    }
+}
+
+impl SessionStore for Sqlite {
+    fn create<'a>(&'a self, principal: &'a Principal, session: Session) -> BoxFuture<'a, Result<Session, Error>> {
+        Box::pin(async move {
+            let id = session.id.clone();
+            self.write(Op::Create {
+                principal: principal.clone(),
+                session: Box::new(session),
+            })
+            .await?;
+            let made = self.session(principal, &id).await?;
+            made.ok_or_else(|| Error::new(ErrorCode::StoreUnavailable, "The session was erased while it was made."))
+        })
+    }
+
+    fn session<'a>(
+        &'a self,
+        principal: &'a Principal,
+        id: &'a SessionId,
+    ) -> BoxFuture<'a, Result<Option<Session>, Error>> {
+        Box::pin(async move {
+            let found = sqlx::query("SELECT * FROM sessions WHERE principal = ? AND id = ?")
+                .bind(principal.as_str())
+                .bind(id.as_str())
+                .fetch_optional(&self.reads)
+                .await;
+            found
+                .and_then(|row| row.map(|row| read_session(&row)).transpose())
+                .map_err(|e| broken(&e))
+        })
+    }
+
+    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<Option<Loaded>, Error>> {
+        Box::pin(async move {
+            // One statement, so that the messages are those of the version.
+            let rows = sqlx::query(
+                "SELECT s.*, m.body FROM sessions s LEFT JOIN messages m ON m.principal = s.principal AND m.session_id = s.id \
+                 WHERE s.principal = ? AND s.id = ? ORDER BY m.seq",
+            )
+            .bind(principal.as_str())
+            .bind(id.as_str())
+            .fetch_all(&self.reads)
+            .await
+            .map_err(|e| broken(&e))?;
+            let Some(first) = rows.first() else { return Ok(None) };
+            let session = read_session(first).map_err(|e| broken(&e))?;
+            let bodies = rows
+                .iter()
+                .filter_map(|row| row.try_get::<Option<String>, _>("body").transpose());
+            let messages = bodies.map(|body| parse(&body?)).collect::<Result<_, sqlx::Error>>();
+            Ok(Some((session, messages.map_err(|e| broken(&e))?)))
+        })
+    }
+
+    fn messages<'a>(
+        &'a self,
+        principal: &'a Principal,
+        id: &'a SessionId,
+        from: u64,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<Vec<StoredMessage>, Error>> {
+        Box::pin(async move {
+            let rows = sqlx::query(
+                "SELECT run_id, status, created_at, body FROM messages \
+                 WHERE principal = ? AND session_id = ? AND seq >= ? ORDER BY seq LIMIT ?",
+            )
+            .bind(principal.as_str())
+            .bind(id.as_str())
+            .bind(i64::try_from(from).unwrap_or(i64::MAX))
+            .bind(limit)
+            .fetch_all(&self.reads)
+            .await;
+            rows.and_then(|rows| rows.iter().map(read_message).collect())
+                .map_err(|e| broken(&e))
+        })
+    }
+
+    fn list<'a>(
+        &'a self,
+        principal: &'a Principal,
+        user_id: Option<&'a str>,
+        after: Option<(i64, SessionId)>,
+        limit: u32,
+    ) -> BoxFuture<'a, Result<SessionPage, Error>> {
+        Box::pin(async move {
+            let (time, id) = after.as_ref().map_or((i64::MAX, ""), |(time, id)| (*time, id.as_str()));
+            let rows = sqlx::query(
+                "SELECT * FROM sessions WHERE principal = ?1 AND (?2 IS NULL OR user_id = ?2) \
+                 AND (created_at, id) < (?3, ?4) ORDER BY created_at DESC, id DESC LIMIT ?5",
+            )
+            .bind(principal.as_str())
+            .bind(user_id)
+            .bind(time)
+            .bind(id)
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&self.reads)
+            .await;
+            let sessions = rows.and_then(|rows| rows.iter().map(read_session).collect::<Result<Vec<_>, _>>());
+            Ok(SessionPage::cut(sessions.map_err(|e| broken(&e))?, limit))
+        })
+    }
+
+    fn delete<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            self.write(Op::Delete {
+                principal: principal.clone(),
+                id: id.clone(),
+            })
+            .await
+            .map(drop)
+        })
+    }
+
+    fn expire(&self, before: i64) -> BoxFuture<'_, Result<u64, Error>> {
+        Box::pin(async move { self.write(Op::Expire { before }).await.map(i64::unsigned_abs) })
+    }
+}
+
+impl RunStore for Sqlite {
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str) -> BoxFuture<'a, Result<i64, Error>> {
+        Box::pin(self.write(Op::Begin {
+            run: Box::new(run.clone()),
+            user_id: user_id.to_owned(),
+        }))
+    }
+
+    fn end<'a>(
+        &'a self,
+        run: RunId,
+        status: RunStatus,
+        end: &'a RunEnd,
+        commit: Option<Commit<'a>>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let row = EndRow {
+                ended_at: end.ended_at,
+                last_seq: end.last_seq.and_then(|seq| i64::try_from(seq).ok()),
+                usage: end.usage.as_ref().map(json),
+                error: end.error.as_ref().map(json),
+                done: end.done.as_ref().map(json),
+            };
+            let turn = commit.map(|commit| TurnRows {
+                principal: commit.principal.clone(),
+                session: commit.session.clone(),
+                after_version: commit.after_version,
+                status: status_word(commit.status),
+                bodies: commit.messages.iter().map(json).collect(),
+            });
+            let (conflict, op) = (turn.is_some(), Op::End { run, status, row, turn });
+            match self.write(op).await? {
+                0 if conflict => Err(super::conflict()),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
+        Box::pin(async move {
+            let found = sqlx::query("SELECT * FROM runs WHERE principal = ? AND id = ?")
+                .bind(principal.as_str())
+                .bind(id.to_string())
+                .fetch_optional(&self.reads)
+                .await;
+            found
+                .and_then(|row| row.map(|row| read_run(&row)).transpose())
+                .map_err(|e| broken(&e))
+        })
+    }
+
+    fn run_by_key<'a>(
+        &'a self,
+        principal: &'a Principal,
+        key: &'a str,
+        since: i64,
+    ) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
+        Box::pin(async move {
+            let found = sqlx::query(
+                "SELECT * FROM runs WHERE principal = ? AND idem_key = ? AND created_at >= ? \
+                 AND status IN ('running', 'completed') ORDER BY created_at DESC LIMIT 1",
+            )
+            .bind(principal.as_str())
+            .bind(key)
+            .bind(since)
+            .fetch_optional(&self.reads)
+            .await;
+            found
+                .and_then(|row| row.map(|row| read_run(&row)).transpose())
+                .map_err(|e| broken(&e))
+        })
+    }
+
+    fn told<'a>(&'a self, run: RunId, last_seq: u64) -> BoxFuture<'a, Result<(), Error>> {
+        let last_seq = i64::try_from(last_seq).unwrap_or(i64::MAX);
+        Box::pin(async move { self.write(Op::Told { run, last_seq }).await.map(drop) })
+    }
+}
+
+fn read_session(row: &SqliteRow) -> Result<Session, sqlx::Error> {
+    Ok(Session {
+        id: word(row, "id")?,
+        user_id: row.try_get("user_id")?,
+        agent: row.try_get("agent")?,
+        metadata: parse(row.try_get("metadata")?)?,
+        message_count: row.try_get::<i64, _>("message_count")?.unsigned_abs(),
+        version: row.try_get("version")?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
+
+fn read_message(row: &SqliteRow) -> Result<StoredMessage, sqlx::Error> {
+    let status: &str = row.try_get("status")?;
+    Ok(StoredMessage {
+        message: parse(row.try_get("body")?)?,
+        run_id: word(row, "run_id")?,
+        status: if status == status_word(MessageStatus::Complete) {
+            MessageStatus::Complete
+        } else {
+            MessageStatus::Cancelled
+        },
+        created_at: row.try_get("created_at")?,
+    })
+}
+
+fn read_run(row: &SqliteRow) -> Result<RunRecord, sqlx::Error> {
+    let status =
+        RunStatus::from_word(row.try_get("status")?).ok_or_else(|| sqlx::Error::Decode("a run's status".into()))?;
+    let optional = |column: &str| row.try_get::<Option<String>, _>(column);
+    let end = match row.try_get::<Option<i64>, _>("ended_at")? {
+        None => None,
+        Some(ended_at) => Some(RunEnd {
+            ended_at,
+            last_seq: row.try_get::<Option<i64>, _>("last_seq")?.map(i64::unsigned_abs),
+            usage: optional("usage")?.map(|text| parse(&text)).transpose()?,
+            error: optional("error")?.map(|text| parse(&text)).transpose()?,
+            done: optional("done")?.map(|text| parse(&text)).transpose()?,
+        }),
+    };
+    Ok(RunRecord {
+        id: word(row, "id")?,
+        principal: Principal::named(row.try_get("principal")?),
+        session_id: word(row, "session_id")?,
+        agent: row.try_get("agent")?,
+        model: row.try_get("model")?,
+        metadata: parse(row.try_get("metadata")?)?,
+        created_at: row.try_get("created_at")?,
+        idempotency: optional("idem_key")?.zip(optional("fingerprint")?),
+        status,
+        end,
+    })
+}
+
+/// A column that holds one of our ids.
+fn word<T: std::str::FromStr>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error> {
+    let text: &str = row.try_get(column)?;
+    text.parse()
+        .map_err(|_| sqlx::Error::Decode(format!("{column} is not an id").into()))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, sqlx::Error> {
+    serde_json::from_str(text).map_err(|e| sqlx::Error::Decode(e.into()))
+}
+
+/// Our values have string keys and finite numbers, so this cannot fail; if it did, `null` would be refused on reading.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
+}
+
+fn status_word(status: MessageStatus) -> &'static str {
+    match status {
+        MessageStatus::Complete => "complete",
+        MessageStatus::Cancelled => "cancelled",
+    }
+}
+
+/// A version for a session that no session had before: the microseconds since 1970.
+fn fresh_version() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+fn broken(error: &sqlx::Error) -> Error {
+    let message = "Sessions cannot be read or written at the moment.";
+    Error::new(ErrorCode::StoreUnavailable, message).because(error.to_string())
+}
+
+fn unavailable(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::StoreUnavailable, format!("{what}: {error}"))
+}
+
+/// Takes the lock that says who has this file open; `None` if somebody else has. It goes with the process.
+fn lock(path: &str) -> std::io::Result<Option<File>> {
+    let path = Path::new(path);
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(folder)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(name)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}

@@ -1,0 +1,3 @@
+//! The gateway from outside: stories with bytes at both ends, by subject. One binary.
+
+mod house;
