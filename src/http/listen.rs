@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{BoxError, Router};
+use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
 use tokio::{
@@ -55,23 +56,7 @@ pub async fn serve(
     stop: CancellationToken,
     give_up: CancellationToken,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout)
-        .max_headers(settings.max_headers)
-        .max_buf_size(WRITE_BUFFER)
-        .writev(false); // frames are small: one copy is cheaper than a vector of three
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(H2_STREAMS)
-        .max_header_list_size(MAX_HEADERS as u32)
-        .max_send_buf_size(WRITE_BUFFER)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(20));
-    let builder = Arc::new(builder);
+    let protocols = Arc::new(Protocols::new(settings));
     let open = Arc::new(Semaphore::new(settings.max_connections));
     let graceful = GracefulShutdown::new();
     loop {
@@ -80,14 +65,12 @@ pub async fn serve(
             () = stop.cancelled() => break,
             accepted = accept(&listener, &open) => accepted,
         };
-        let io = TokioIo::new(Guarded::new(stream, settings.header_timeout));
         let service = TowerToHyperService::new(router.clone());
-        let (builder, watcher, give_up) = (builder.clone(), graceful.watcher(), give_up.clone());
+        let (protocols, watcher, give_up) = (protocols.clone(), graceful.watcher(), give_up.clone());
         tokio::spawn(async move {
             let _place = place;
-            let connection = watcher.watch(builder.serve_connection(io, service).into_owned());
             tokio::select! {
-                outcome = connection => if let Err(error) = outcome {
+                outcome = protocols.serve(stream, service, watcher) => if let Err(error) = outcome {
                     tracing::debug!(%error, "a connection ended early");
                 },
                 () = give_up.cancelled() => {}
@@ -124,24 +107,74 @@ async fn accept(listener: &TcpListener, open: &Arc<Semaphore>) -> (TcpStream, to
     }
 }
 
-/// A connection that must begin to speak in time, and must take what it is given.
+/// The two versions of HTTP that are spoken here.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    first_bytes: Duration,
+}
+
+impl Protocols {
+    fn new(settings: ListenSettings) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.header_timeout)
+            .max_headers(settings.max_headers)
+            .max_buf_size(WRITE_BUFFER)
+            .writev(false); // frames are small: one copy is cheaper than a vector of three
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS)
+            .max_header_list_size(MAX_HEADERS as u32)
+            .max_send_buf_size(WRITE_BUFFER)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(20));
+        Self { http1, http2, first_bytes: settings.header_timeout }
+    }
+
+    /// Serves a connection to its end.
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        service: TowerToHyperService<Router>,
+        watcher: Watcher,
+    ) -> Result<(), BoxError> {
+        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the client says nothing");
+        // Looked at rather than read: a reader that has to be given bytes back costs every stream 8 KiB.
+        let http2 = tokio::time::timeout(self.first_bytes, speaks_http2(&stream)).await.map_err(silent)??;
+        let io = TokioIo::new(Guarded { stream, stall: None });
+        if http2 {
+            watcher.watch(self.http2.serve_connection(io, service)).await?;
+        } else {
+            watcher.watch(self.http1.serve_connection(io, service)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the first bytes are HTTP/2's preface, `PRI * HTTP/2.0`, as clients send it that know (RFC 9113, § 3.3): no
+/// method of HTTP/1 begins so.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; 3];
+    loop {
+        let length = stream.peek(&mut first).await?;
+        if length == 0 || length == first.len() || !b"PRI".starts_with(&first[..length]) {
+            return Ok(first == *b"PRI");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await; // a byte at a time: nothing else tells of the next
+    }
+}
+
+/// A connection whose client must take what it is given.
 struct Guarded {
     stream: TcpStream,
-    /// Until the first byte has come: what serves the connection waits for it without a deadline.
-    silence: Option<Patience>,
     /// While a write waits.
     stall: Option<Patience>,
 }
 
 impl Guarded {
-    fn new(stream: TcpStream, first_byte: Duration) -> Self {
-        Self {
-            stream,
-            silence: Some(Patience::new(first_byte)),
-            stall: None,
-        }
-    }
-
     /// Notes whether a write got on, and cuts the connection when none has for too long.
     fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
@@ -156,14 +189,7 @@ impl Guarded {
 
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if outcome.is_ready() {
-            self.silence = None;
-        } else if let Some(silence) = &mut self.silence {
-            std::task::ready!(silence.poll_over(cx));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")));
-        }
-        outcome
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
