@@ -123,10 +123,10 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
 
 /// The configured agents, each with a provider that is there.
 fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> {
-    let all: std::collections::BTreeMap<String, Agent> = settings
+    let all: std::collections::BTreeMap<String, Arc<Agent>> = settings
         .agents
         .iter()
-        .map(|agent| (agent.name.clone(), agent.clone()))
+        .map(|agent| (agent.name.clone(), Arc::new(agent.clone())))
         .collect();
     for agent in all.values() {
         if providers.get(&agent.model.provider).is_none() {

@@ -2,7 +2,7 @@
 //!
 //! It does not know HTTP, sessions or stores; who listens gives it a closure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     chat::Settings,
@@ -96,7 +96,7 @@ impl Agent {
 #[derive(Clone, Debug)]
 pub struct Agents {
     /// By name.
-    pub all: BTreeMap<String, Agent>,
+    pub all: BTreeMap<String, Arc<Agent>>,
     /// Who answers when nobody is named; always among `all`.
     pub default: String,
 }
@@ -106,7 +106,7 @@ impl Agents {
     ///
     /// # Errors
     /// `agent_unknown`.
-    pub fn get(&self, name: Option<&str>) -> Result<&Agent, Error> {
+    pub fn get(&self, name: Option<&str>) -> Result<&Arc<Agent>, Error> {
         self.all.get(name.unwrap_or(&self.default)).ok_or_else(|| {
             let unknown = Error::new(
                 ErrorCode::AgentUnknown,

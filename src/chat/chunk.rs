@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Usage;
+use super::{Carry, Usage};
 
 /// One thing a model did, in order. The last of a stream is always [`Chunk::Finish`]; a stream without it is truncated.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub enum Chunk {
         /// A piece of JSON text.
         arguments: String,
     },
+    /// Something for the provider itself, to be handed back with this message.
+    Carry(Carry),
     /// The model is finished, and says why.
     Finish {
         /// Why.
@@ -37,10 +39,10 @@ pub enum Chunk {
 }
 
 impl Chunk {
-    /// Whether this is the model speaking (as opposed to the end of it): after such a chunk nothing may be retried.
+    /// Whether this is the model speaking: as opposed to its end, and to what is not for us.
     #[must_use]
     pub fn is_content(&self) -> bool {
-        !matches!(self, Chunk::Finish { .. })
+        !matches!(self, Chunk::Finish { .. } | Chunk::Carry(_))
     }
 }
 

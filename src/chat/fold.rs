@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Chunk, FinishKind, FinishReason, ToolCall, Usage};
+use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage};
 
 /// A round under way.
 #[derive(Debug, Default)]
@@ -14,6 +14,7 @@ pub struct Round {
     /// Bytes of reasoning so far.
     pub reasoning: usize,
     calls: Vec<Draft>,
+    carry: Vec<Carry>,
     finish: Option<(FinishReason, Usage)>,
 }
 
@@ -54,6 +55,7 @@ impl Round {
                     call.arguments.push_str(arguments);
                 }
             }
+            Chunk::Carry(carry) => self.carry.push(carry.clone()),
             Chunk::Finish { reason, usage } => self.finish = Some((reason.clone(), usage.clone())),
         }
     }
@@ -76,10 +78,10 @@ impl Round {
         self.finish.as_ref()
     }
 
-    /// The round's text and calls. Of a round that was cut short by its limit or a filter the calls are not to be run,
+    /// The round's text, its calls, and what its provider wants back. Of a round that was cut short by its limit or a filter the calls are not to be run,
     /// and are not given.
     #[must_use]
-    pub fn complete(self) -> (String, Vec<Asked>) {
+    pub fn complete(self) -> (String, Vec<Asked>, Vec<Carry>) {
         let asks = self
             .finish
             .as_ref()
@@ -92,7 +94,7 @@ impl Round {
             }
             calls.push(draft.parse());
         }
-        (self.text, calls)
+        (self.text, calls, self.carry)
     }
 }
 
@@ -142,7 +144,7 @@ mod tests {
             usage: Usage::default(),
         });
         round.push(&Chunk::Text("after the end".into()));
-        let (text, calls) = round.complete();
+        let (text, calls, _) = round.complete();
         assert_eq!(text, "");
         calls
     }

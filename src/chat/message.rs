@@ -31,6 +31,9 @@ pub struct Message {
     /// Images sent with a user's message; kept for the model, not repeated to clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Image>,
+    /// Of an assistant's message: what its provider wants back, unread; not shown to clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carry: Vec<Carry>,
 }
 
 impl Message {
@@ -43,6 +46,7 @@ impl Message {
             tool_calls: Vec::new(),
             tool_call_id: None,
             attachments,
+            carry: Vec::new(),
         }
     }
 
@@ -55,6 +59,7 @@ impl Message {
             tool_calls,
             tool_call_id: None,
             attachments: Vec::new(),
+            carry: Vec::new(),
         }
     }
 
@@ -67,18 +72,26 @@ impl Message {
             tool_calls: Vec::new(),
             tool_call_id: Some(call_id.into()),
             attachments: Vec::new(),
+            carry: Vec::new(),
         }
     }
 
-    /// The same message as clients see it: without the bytes of its images.
+    /// The same, with what its provider wants back.
     #[must_use]
-    pub fn without_attachments(&self) -> Self {
+    pub fn carrying(self, carry: Vec<Carry>) -> Self {
+        Self { carry, ..self }
+    }
+
+    /// The same message as clients see it: without the bytes of its images, and without what is for its provider only.
+    #[must_use]
+    pub fn shown(&self) -> Self {
         Self {
             role: self.role,
             content: self.content.clone(),
             tool_calls: self.tool_calls.clone(),
             tool_call_id: self.tool_call_id.clone(),
             attachments: Vec::new(),
+            carry: Vec::new(),
         }
     }
 }
@@ -92,6 +105,16 @@ pub struct ToolCall {
     pub name: String,
     /// Its arguments: always an object.
     pub arguments: Map<String, Value>,
+}
+
+/// Something of a provider's that is kept with the message it came with, and handed back unread: signatures of thinking,
+/// encrypted reasoning. Another dialect's is not sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Carry {
+    /// Whose.
+    pub dialect: String,
+    /// What, in the dialect's own form.
+    pub data: Value,
 }
 
 /// An image, as the request brought it.

@@ -17,6 +17,6 @@ pub use answer::{Answer, Done, ToolRecord};
 pub use chunk::{Chunk, FinishKind, FinishReason};
 pub use event::{Event, ToolCallMade, ToolResult};
 pub use id::{EventId, Principal, RunId, SessionId};
-pub use message::{Image, Message, Role, ToolCall};
+pub use message::{Carry, Image, Message, Role, ToolCall};
 pub use request::{ChatRequest, ResponseFormat, Settings, ToolChoice, ToolDefinition};
 pub use usage::Usage;

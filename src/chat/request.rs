@@ -98,4 +98,13 @@ pub enum ResponseFormat {
     /// Words.
     #[default]
     Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that fits a schema.
+    JsonSchema {
+        /// `[A-Za-z0-9_-]{1,64}`.
+        name: String,
+        /// The schema, of an object.
+        schema: Value,
+    },
 }

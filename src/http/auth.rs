@@ -2,7 +2,7 @@
 
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, Uri, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
 };
 
 use super::{Front, error::Refusal};
@@ -38,6 +38,10 @@ impl FromRequestParts<Front> for Caller {
             let message = format!("`{name}` has no place in a URL, where logs keep it; use the Authorization header.");
             return Err(Error::new(ErrorCode::CredentialInUrl, message).into());
         }
+        if conflict(&parts.headers) {
+            let message = "There must be one credential: Authorization or X-Api-Key, or both with the same key.";
+            return Err(Error::new(ErrorCode::AuthConflict, message).into());
+        }
         Ok(Self {
             principal: Principal::anonymous(),
             shared: !front.settings.access.loopback,
@@ -52,6 +56,21 @@ fn credential_in(query: &str) -> Option<&'static str> {
     names
         .filter_map(|name| known.into_iter().find(|known| name.eq_ignore_ascii_case(known)))
         .next()
+}
+
+/// Whether a request names two keys: which of them would count is nobody's to guess.
+fn conflict(headers: &HeaderMap) -> bool {
+    let mut bearers = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+    let mut plain = headers.get_all("x-api-key").iter().map(HeaderValue::as_bytes);
+    let (bearer, key) = (bearers.next(), plain.next());
+    let twice = bearers.next().is_some() || plain.next().is_some();
+    twice
+        || bearer
+            .zip(key)
+            .is_some_and(|(bearer, key)| match bearer.split_at_checked(7) {
+                Some((scheme, told)) => !scheme.eq_ignore_ascii_case(b"bearer ") || told.trim_ascii() != key,
+                None => true,
+            })
 }
 
 impl Access {
@@ -192,6 +211,35 @@ mod tests {
             access.host(&absolute, &headers).map_err(|e| e.code),
             Err(ErrorCode::HostNotAllowed)
         );
+    }
+
+    #[test]
+    fn two_keys_are_one_too_many() {
+        let ask = |told: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in told {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            conflict(&headers)
+        };
+        for fine in [
+            &[][..],
+            &[("authorization", "Bearer a")],
+            &[("authorization", "")],
+            &[("x-api-key", "")],
+            &[("authorization", "bearer  a"), ("x-api-key", "a")],
+        ] {
+            assert!(!ask(fine), "{fine:?}");
+        }
+        for wrong in [
+            &[("authorization", "Bearer a"), ("authorization", "Bearer a")][..],
+            &[("x-api-key", "a"), ("x-api-key", "a")],
+            &[("authorization", "Bearer a"), ("x-api-key", "b")],
+            &[("authorization", "Basic a"), ("x-api-key", "a")],
+            &[("authorization", "a"), ("x-api-key", "a")],
+        ] {
+            assert!(ask(wrong), "{wrong:?}");
+        }
     }
 
     #[test]

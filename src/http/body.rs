@@ -35,11 +35,8 @@ pub async fn json(request: Request<Body>, settings: &FrontSettings) -> Result<Va
 /// Over a limit, too slow, broken off, or encoded.
 pub async fn bytes(request: Request<Body>, settings: &FrontSettings) -> Result<Bytes, Error> {
     let (parts, mut body) = request.into_parts();
-    if parts
-        .headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|coding| coding != "identity")
-    {
+    let mut codings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
+    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         drain(body);
         return Err(Error::new(
             ErrorCode::EncodingUnsupported,
@@ -200,6 +197,7 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut all = Map::new();
+        self.deeper()?; // an empty object is as deep as any
         while let Some(name) = map.next_key::<String>()? {
             let value = map.next_value_seed(self.deeper()?)?;
             if all.insert(name, value).is_some() {
@@ -257,6 +255,9 @@ mod tests {
                 wrong.escape_ascii().to_string()
             );
         }
+        let hollow = |depth: usize| nested(depth).replace('1', "{}").into_bytes();
+        assert!(parse(&hollow(63)).is_ok());
+        assert_eq!(parse(&hollow(64)).unwrap_err().code, ErrorCode::JsonInvalid);
         assert_eq!(parse(nested(65).as_bytes()).unwrap_err().code, ErrorCode::JsonInvalid);
         assert_eq!(
             parse("[".repeat(100_000).as_bytes()).unwrap_err().code,

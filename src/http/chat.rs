@@ -25,8 +25,12 @@ use crate::{
 };
 
 /// `POST /chat`.
-pub async fn json(State(front): State<Front>, caller: Caller, request: Request<Body>) -> Result<Response, Refusal> {
-    format::acceptable(request.headers(), "application/json")?;
+pub async fn json(
+    _: format::TakesJson,
+    State(front): State<Front>,
+    caller: Caller,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
     let (order, _) = ordered(request, &["key"], Door::Direct, caller, &front).await?;
     format::json::respond(begin(&front, order, Interest::Last).await?).await
 }
@@ -129,9 +133,9 @@ async fn resume(
     }
 }
 
-/// Starts what was ordered.
-pub(super) async fn begin(front: &Front, order: Order, interest: Interest) -> Result<Reader, Refusal> {
-    Ok(front.runs.start(order, interest).await?)
+/// Starts what was ordered, and reads it from its beginning.
+async fn begin(front: &Front, order: Order, interest: Interest) -> Result<Reader, Refusal> {
+    Ok(Reader::new(front.runs.start(order).await?, 0, interest))
 }
 
 /// Reads an order from a POST.

@@ -6,7 +6,7 @@ use axum::{
 };
 use std::sync::LazyLock;
 
-use super::error::Refusal;
+use super::{error::Refusal, format};
 use crate::error::Error;
 
 /// The contract as OpenAPI: what `sluicegate openapi` prints.
@@ -20,12 +20,13 @@ static OPENAPI_JSON: LazyLock<Result<String, String>> = LazyLock::new(|| {
 });
 
 /// `GET /openapi.yaml`.
-pub async fn yaml() -> Response {
-    typed("application/yaml; charset=utf-8", OPENAPI)
+pub async fn yaml(headers: HeaderMap) -> Result<Response, Refusal> {
+    format::acceptable(&headers, "application/yaml")?;
+    Ok(typed("application/yaml; charset=utf-8", OPENAPI))
 }
 
 /// `GET /openapi.json`.
-pub async fn json() -> Result<Response, Refusal> {
+pub async fn json(_: format::TakesJson) -> Result<Response, Refusal> {
     match &*OPENAPI_JSON {
         Ok(json) => Ok(typed("application/json", json)),
         Err(error) => Err(Error::internal(error.clone()).into()),
@@ -33,14 +34,15 @@ pub async fn json() -> Result<Response, Refusal> {
 }
 
 /// `GET /docs`: a page of its own, which loads nothing from anywhere.
-pub async fn page() -> Response {
+pub async fn page(headers: HeaderMap) -> Result<Response, Refusal> {
+    format::acceptable(&headers, "text/html")?;
     let mut response = typed("text/html; charset=utf-8", PAGE);
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+    Ok(response)
 }
 
 fn typed(media_type: &'static str, text: &'static str) -> Response {

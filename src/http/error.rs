@@ -1,7 +1,8 @@
 //! Errors as clients get them: `application/problem+json` (RFC 9457). The only place that picks a status.
 
 use axum::{
-    http::{HeaderValue, StatusCode, header},
+    extract::MatchedPath,
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -9,6 +10,7 @@ use serde::Serialize;
 use crate::{
     chat::{RunId, SessionId},
     error::{Error, ErrorCode, Upstream},
+    http::format::name_run,
 };
 
 /// The HTTP status and the title of a code: CONTRACT § 12.
@@ -191,10 +193,12 @@ impl Unwritten {
             );
         }
         let problem = Problem::new(error, request_id);
-        match run {
-            Some((run, session)) => problem.about(*run, session.clone()).response(),
-            None => problem.response(),
-        }
+        let Some((run, session)) = run else {
+            return problem.response();
+        };
+        let mut response = problem.about(*run, session.clone()).response();
+        name_run(response.headers_mut(), run, session.as_ref());
+        response
     }
 }
 
@@ -211,11 +215,9 @@ pub async fn not_found() -> Refusal {
     Error::not_found().into()
 }
 
-/// The path exists, the method does not; the router adds `Allow`.
-pub async fn method_not_allowed() -> Refusal {
-    Error::new(
-        ErrorCode::MethodNotAllowed,
-        "This method is not allowed here; the Allow header lists those that are.",
-    )
-    .into()
+/// The path exists, the method does not.
+pub async fn method_not_allowed(path: MatchedPath) -> ([(HeaderName, String); 1], Refusal) {
+    let message = "This method is not allowed here; the Allow header lists those that are.";
+    let error = Error::new(ErrorCode::MethodNotAllowed, message);
+    ([(header::ALLOW, super::methods(path.as_str()))], error.into())
 }

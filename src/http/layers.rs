@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
@@ -63,9 +63,6 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
         written.headers_mut().extend(kept);
         response = written;
     }
-    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        allow_options(response.headers_mut());
-    }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
@@ -104,23 +101,6 @@ fn admissible(request: &Request<Body>, front: &Front) -> Result<(), Error> {
         ));
     }
     Ok(())
-}
-
-/// `OPTIONS` is answered everywhere, by the layer that knows CORS.
-fn allow_options(headers: &mut HeaderMap) {
-    let told = headers
-        .get(header::ALLOW)
-        .and_then(|allow| allow.to_str().ok())
-        .unwrap_or("");
-    let mut methods: Vec<&str> = told
-        .split(',')
-        .map(str::trim)
-        .filter(|method| !method.is_empty())
-        .collect();
-    methods.push("OPTIONS");
-    if let Ok(value) = HeaderValue::from_str(&methods.join(", ")) {
-        headers.insert(header::ALLOW, value);
-    }
 }
 
 fn cors(front: &Front) -> CorsLayer {

@@ -10,7 +10,12 @@ use std::{
 };
 
 use axum::{BoxError, Router};
-use hyper::server::conn::{http1, http2};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::Service,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
@@ -20,6 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::error::Elapsed,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -66,11 +72,12 @@ pub async fn serve(
             accepted = accept(&listener, &open) => accepted,
         };
         let service = TowerToHyperService::new(router.clone());
-        let (protocols, watcher, give_up) = (protocols.clone(), graceful.watcher(), give_up.clone());
+        let (protocols, watcher) = (protocols.clone(), graceful.watcher());
+        let (stop, give_up) = (stop.clone(), give_up.clone());
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
-                outcome = protocols.serve(stream, service, watcher) => if let Err(error) = outcome {
+                outcome = protocols.serve(stream, service, watcher, stop) => if let Err(error) = outcome {
                     tracing::debug!(%error, "a connection ended early");
                 },
                 () = give_up.cancelled() => {}
@@ -140,17 +147,53 @@ impl Protocols {
         stream: TcpStream,
         service: TowerToHyperService<Router>,
         watcher: Watcher,
+        stop: CancellationToken,
     ) -> Result<(), BoxError> {
         let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the client says nothing");
         // Looked at rather than read: a reader that has to be given bytes back costs every stream 8 KiB.
-        let http2 = tokio::time::timeout(self.first_bytes, speaks_http2(&stream)).await.map_err(silent)??;
+        let http2 = tokio::select! {
+            biased;
+            spoke = tokio::time::timeout(self.first_bytes, speaks_http2(&stream)) => spoke.map_err(silent)??,
+            () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
+        };
         let io = TokioIo::new(Guarded { stream, stall: None });
         if http2 {
-            watcher.watch(self.http2.serve_connection(io, service)).await?;
+            // HTTP/1's header timeout covers this; HTTP/2 has none, and would wait for half a preface for ever.
+            let asked = CancellationToken::new();
+            let (first, service) = (asked.clone(), Noted { service, asked });
+            tokio::select! {
+                outcome = watcher.watch(self.http2.serve_connection(io, service)) => outcome?,
+                late = late(self.first_bytes, first) => return Err(silent(late).into()),
+            }
         } else {
             watcher.watch(self.http1.serve_connection(io, service)).await?;
         }
         Ok(())
+    }
+}
+
+/// Ready when nothing was asked for in time; never after something was.
+async fn late(patience: Duration, asked: CancellationToken) -> Elapsed {
+    match tokio::time::timeout(patience, asked.cancelled()).await {
+        Ok(()) => std::future::pending().await,
+        Err(elapsed) => elapsed,
+    }
+}
+
+/// A service that tells of its first request.
+struct Noted {
+    service: TowerToHyperService<Router>,
+    asked: CancellationToken,
+}
+
+impl Service<Request<Incoming>> for Noted {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.asked.cancel();
+        self.service.call(request)
     }
 }
 

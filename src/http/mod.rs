@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    http::{Method, header},
+    http::Method,
     routing::{MethodRouter, delete, get, post},
 };
 
@@ -24,6 +24,9 @@ pub mod order;
 pub mod query;
 pub mod runs;
 pub mod sessions;
+
+/// Paths whose GET is a stream, which is not to be started by a HEAD: that would have to throw it away.
+const STREAMS: [&str; 2] = ["/chat/sse", "/runs/{run_id}/events"];
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -68,10 +71,10 @@ pub fn routes() -> Vec<Route> {
         route(Method::POST, "/chat", post(chat::json)),
         route(Method::POST, "/chat/stream", post(chat::text)),
         route(Method::POST, "/chat/sse", post(chat::sse)),
-        route(Method::GET, "/chat/sse", only_get(get(chat::sse_by_query), "GET, POST")),
+        route(Method::GET, "/chat/sse", get(chat::sse_by_query)),
         route(Method::POST, "/runs", post(runs::start)),
         route(Method::GET, "/runs/{run_id}", get(runs::look)),
-        route(Method::GET, "/runs/{run_id}/events", only_get(get(runs::events), "GET")),
+        route(Method::GET, "/runs/{run_id}/events", get(runs::events)),
         route(Method::POST, "/runs/{run_id}/cancel", post(runs::cancel)),
         route(Method::POST, "/sessions", post(sessions::create)),
         route(Method::GET, "/sessions", get(sessions::list)),
@@ -90,8 +93,14 @@ pub fn routes() -> Vec<Route> {
 /// The router, with everything around it.
 pub fn router(front: Front) -> Router {
     let mut router = Router::new();
-    for route in routes() {
-        router = router.route(route.path, route.handler);
+    for Route { method, path, handler } in routes() {
+        let stream = method == Method::GET && STREAMS.contains(&path);
+        let handler = if stream {
+            handler.head(error::method_not_allowed)
+        } else {
+            handler
+        };
+        router = router.route(path, handler);
     }
     let router = router
         .fallback(error::not_found)
@@ -99,7 +108,15 @@ pub fn router(front: Front) -> Router {
     layers::around(router, &front).with_state(front)
 }
 
-/// A stream is not to be started by a HEAD, which would have to throw it away.
-fn only_get(router: MethodRouter<Front>, allowed: &'static str) -> MethodRouter<Front> {
-    router.head(async move || ([(header::ALLOW, allowed)], error::method_not_allowed().await))
+/// The methods that a path takes. `OPTIONS` is answered everywhere, by the layer that knows CORS.
+fn methods(path: &str) -> String {
+    let mut all = Vec::new();
+    for route in routes().into_iter().filter(|route| route.path == path) {
+        all.push(route.method.clone());
+        if route.method == Method::GET && !STREAMS.contains(&path) {
+            all.push(Method::HEAD);
+        }
+    }
+    all.push(Method::OPTIONS);
+    all.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
 }

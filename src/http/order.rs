@@ -245,10 +245,7 @@ fn attachments(fields: &mut Fields) -> Result<Vec<Image>, Error> {
             _ => return Err(invalid(at, "must be an object")),
         };
         let (media_type, data) = (image.take("media_type"), image.take("data"));
-        image.end().map_err(|e| Error {
-            field: Some(format!("attachments[{at}].{}", e.field.as_deref().unwrap_or_default())),
-            ..e
-        })?;
+        image.end().map_err(|e| inside(&format!("attachments[{at}]"), e))?;
         let (Some(Value::String(media_type)), Some(Value::String(data))) = (media_type, data) else {
             return Err(invalid(at, "must have a `media_type` and `data` in base64"));
         };
@@ -264,6 +261,14 @@ fn attachments(fields: &mut Fields) -> Result<Vec<Image>, Error> {
         }
     }
     Ok(images)
+}
+
+/// An error about a field of what is in another: with the whole way to it.
+fn inside(place: &str, error: Error) -> Error {
+    Error {
+        field: error.field.map(|field| format!("{place}.{field}")),
+        ..error
+    }
 }
 
 fn settings(fields: &mut Fields) -> Result<Settings, Error> {
@@ -339,10 +344,15 @@ fn tool_choice(fields: &mut Fields) -> Result<ToolChoice, Error> {
             "required" => Ok(ToolChoice::Required),
             _ => Err(fields.invalid("tool_choice", WHAT)),
         },
-        Some(Value::Object(choice)) => match (choice.get("name"), choice.len()) {
-            (Some(Value::String(name)), 1) => Ok(ToolChoice::Named(name.clone())),
-            _ => Err(fields.invalid("tool_choice", WHAT)),
-        },
+        Some(choice @ Value::Object(_)) => {
+            let mut choice = Fields::of_body(choice)?;
+            let name = choice.take("name");
+            choice.end().map_err(|e| inside("tool_choice", e))?;
+            match name {
+                Some(Value::String(name)) => Ok(ToolChoice::Named(name)),
+                _ => Err(fields.invalid("tool_choice", WHAT)),
+            }
+        }
         Some(_) => Err(fields.invalid("tool_choice", WHAT)),
     }
 }

@@ -1,6 +1,8 @@
-//! A request's query: strict percent-encoding, every parameter known and given once.
+//! A request's query: strict percent-encoding, every parameter known and given once. And a path's parameter.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
+
+use axum::extract::{Path, rejection::PathRejection};
 
 use crate::error::{Error, ErrorCode};
 
@@ -40,6 +42,18 @@ impl Query {
     pub fn rest(self) -> BTreeMap<String, String> {
         self.0
     }
+}
+
+/// An id in a path, if it could be read.
+pub type PathId = Result<Path<String>, PathRejection>;
+
+/// An id in a path: what is none names nothing.
+///
+/// # Errors
+/// `not_found`.
+pub fn known<T: FromStr>(id: PathId) -> Result<T, Error> {
+    let id = id.ok().and_then(|Path(id)| id.parse().ok());
+    id.ok_or_else(Error::not_found)
 }
 
 /// `application/x-www-form-urlencoded`, without its leniency: every `%` has two hex digits, and the bytes are UTF-8.

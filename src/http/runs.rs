@@ -3,7 +3,7 @@
 use axum::{
     Extension, Json,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -18,22 +18,25 @@ use super::{
     format,
     layers::RequestId,
     order::Door,
-    query::Query,
+    query::{PathId, Query, known},
     sessions::time,
 };
 use crate::{
     chat::{Answer, FinishKind, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
-    run::{Follow, Interest, follow::Glance},
+    run::{Follow, follow::Glance},
     store::RunStatus,
 };
 
 /// `POST /runs`: starts a run and leaves it alone.
-pub async fn start(State(front): State<Front>, caller: Caller, request: Request<Body>) -> Result<Response, Refusal> {
-    format::acceptable(request.headers(), "application/json")?;
+pub async fn start(
+    _: format::TakesJson,
+    State(front): State<Front>,
+    caller: Caller,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
     let (order, _) = chat::ordered(request, &["key"], Door::Background, caller, &front).await?;
-    let reader = chat::begin(&front, order, Interest::Last).await?;
-    let run = reader.run();
+    let run = front.runs.start(order).await?; // and nobody reads it yet
     let events_url = format!("/runs/{}/events", run.id);
     let started = Started {
         run_id: run.id,
@@ -44,7 +47,7 @@ pub async fn start(State(front): State<Front>, caller: Caller, request: Request<
     if let Ok(location) = format!("/runs/{}", run.id).parse() {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    format::name_run(response.headers_mut(), run);
+    format::name_run(response.headers_mut(), &run.id, run.session_id.as_ref());
     Ok(response)
 }
 
@@ -57,23 +60,25 @@ struct Started<'a> {
 
 /// `GET /runs/{run_id}`.
 pub async fn look(
+    _: format::TakesJson,
     State(front): State<Front>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     caller: Caller,
-    Path(run_id): Path<String>,
+    run_id: PathId,
 ) -> Result<Response, Refusal> {
-    let glance = front.runs.glance(&caller.principal, known(&run_id)?).await?;
+    let glance = front.runs.glance(&caller.principal, known(run_id)?).await?;
     Ok(shown(glance, &request_id))
 }
 
 /// `POST /runs/{run_id}/cancel`.
 pub async fn cancel(
+    _: format::TakesJson,
     State(front): State<Front>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     caller: Caller,
-    Path(run_id): Path<String>,
+    run_id: PathId,
 ) -> Result<Response, Refusal> {
-    let glance = front.runs.cancel(&caller.principal, known(&run_id)?).await?;
+    let glance = front.runs.cancel(&caller.principal, known(run_id)?).await?;
     Ok(shown(glance, &request_id))
 }
 
@@ -82,11 +87,11 @@ pub async fn events(
     State(front): State<Front>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     caller: Caller,
-    Path(run_id): Path<String>,
+    run_id: PathId,
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     format::acceptable(request.headers(), "text/event-stream")?;
-    let run_id = known(&run_id)?;
+    let run_id: RunId = known(run_id)?;
     let mut query = Query::read(request.uri().query(), &["format", "last_event_id"])?;
     let data = chat::data(&mut query)?.unwrap_or_default();
     let after = chat::last_event_id(request.headers(), query.take("last_event_id"))?;
@@ -109,7 +114,7 @@ pub async fn events(
 }
 
 /// `GET /agents`.
-pub async fn agents(State(front): State<Front>, _caller: Caller) -> Response {
+pub async fn agents(_: format::TakesJson, State(front): State<Front>, _caller: Caller) -> Response {
     let agents = &front.runs.agents;
     let all = agents.all.values().map(|agent| AgentShown {
         name: &agent.name,
@@ -130,11 +135,6 @@ struct AgentShown<'a> {
     allowed_models: &'a [String],
     tools: [&'a str; 0],
     default: bool,
-}
-
-/// A run's id in a path: what is none names nothing.
-fn known(run_id: &str) -> Result<RunId, Error> {
-    run_id.parse().map_err(|_| Error::not_found())
 }
 
 /// A run as JSON. A promise (CONTRACT § 8).

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Request, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
@@ -12,7 +12,15 @@ use http_body::Body as _;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-use super::{Front, auth::Caller, body, error::Refusal, fields::Fields, format, order, query::Query};
+use super::{
+    Front,
+    auth::Caller,
+    body,
+    error::Refusal,
+    fields::Fields,
+    format, order,
+    query::{PathId, Query, known},
+};
 use crate::{
     chat::{Message, RunId, SessionId},
     error::{Error, ErrorCode},
@@ -23,8 +31,12 @@ use crate::{
 const PAGE: (u32, u32) = (50, 200);
 
 /// `POST /sessions`.
-pub async fn create(State(front): State<Front>, caller: Caller, request: Request<Body>) -> Result<Response, Refusal> {
-    format::acceptable(request.headers(), "application/json")?;
+pub async fn create(
+    _: format::TakesJson,
+    State(front): State<Front>,
+    caller: Caller,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
     Query::read(request.uri().query(), &[])?;
     let nothing = request.body().is_end_stream();
     let body = if nothing {
@@ -71,7 +83,12 @@ pub async fn create(State(front): State<Front>, caller: Caller, request: Request
 }
 
 /// `GET /sessions`.
-pub async fn list(State(front): State<Front>, caller: Caller, uri: Uri) -> Result<Response, Refusal> {
+pub async fn list(
+    _: format::TakesJson,
+    State(front): State<Front>,
+    caller: Caller,
+    uri: Uri,
+) -> Result<Response, Refusal> {
     if caller.shared {
         let message = "Callers cannot be told from each other here, so none may list what the others have.";
         return Err(Error::new(ErrorCode::Forbidden, message).into());
@@ -101,8 +118,13 @@ pub async fn list(State(front): State<Front>, caller: Caller, uri: Uri) -> Resul
 }
 
 /// `GET /sessions/{session_id}`.
-pub async fn look(State(front): State<Front>, caller: Caller, Path(id): Path<String>) -> Result<Response, Refusal> {
-    let id = known(&id)?;
+pub async fn look(
+    _: format::TakesJson,
+    State(front): State<Front>,
+    caller: Caller,
+    id: PathId,
+) -> Result<Response, Refusal> {
+    let id: SessionId = known(id)?;
     let found = front
         .runs
         .store
@@ -114,12 +136,13 @@ pub async fn look(State(front): State<Front>, caller: Caller, Path(id): Path<Str
 
 /// `GET /sessions/{session_id}/messages`.
 pub async fn messages(
+    _: format::TakesJson,
     State(front): State<Front>,
     caller: Caller,
-    Path(id): Path<String>,
+    id: PathId,
     uri: Uri,
 ) -> Result<Response, Refusal> {
-    let id = known(&id)?;
+    let id: SessionId = known(id)?;
     let mut query = Query::read(uri.query(), &["limit", "cursor"])?;
     let limit = limit(query.take("limit"))?;
     let from = match query.take("cursor") {
@@ -144,10 +167,10 @@ pub async fn messages(
 pub async fn erase(
     State(front): State<Front>,
     caller: Caller,
-    Path(id): Path<String>,
+    id: PathId,
     _headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
-    if let Ok(id) = known(&id) {
+    if let Ok(id) = known::<SessionId>(id) {
         front.runs.erase(&caller.principal, &id).await?;
     }
     Ok(StatusCode::NO_CONTENT)
@@ -190,7 +213,7 @@ struct MessageShown {
 impl MessageShown {
     fn new(stored: StoredMessage) -> Self {
         Self {
-            message: stored.message.without_attachments(),
+            message: stored.message.shown(),
             run_id: stored.run_id,
             status: stored.status,
             created_at: time(stored.created_at),
@@ -204,11 +227,6 @@ pub fn time(milliseconds: i64) -> String {
     jiff::Timestamp::from_millisecond(milliseconds)
         .unwrap_or_default()
         .to_string()
-}
-
-/// A session's id in a path: what is none names nothing.
-fn known(id: &str) -> Result<SessionId, Error> {
-    id.parse().map_err(|_| Error::not_found())
 }
 
 fn limit(told: Option<String>) -> Result<u32, Error> {

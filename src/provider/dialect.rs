@@ -2,13 +2,16 @@
 
 use reqwest::header::HeaderMap;
 
-use super::{ProviderError, Unsupported, frame::Frame};
+use super::{
+    ProviderError, Unsupported,
+    frame::{Frame, Framing},
+};
 use crate::chat::{ChatRequest, Chunk};
 
 /// A call, encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Below the provider's base address, with a slash in front.
+    /// Below the provider's base address, with a slash in front; may have a query.
     pub path: String,
     /// The JSON body.
     pub body: Vec<u8>,
@@ -16,6 +19,16 @@ pub struct Call {
 
 /// A way to speak to a model over HTTP.
 pub trait Dialect: Send + Sync + 'static {
+    /// How its events are told apart.
+    fn framing(&self) -> Framing {
+        Framing::Sse
+    }
+
+    /// Headers of every call, beside the credentials.
+    fn headers(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
     /// What it cannot say.
     ///
     /// # Errors

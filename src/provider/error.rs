@@ -50,7 +50,8 @@ pub enum Kind {
     Server,
 }
 
-/// What went wrong with a provider. `detail` is for the log and may hold the upstream's words.
+/// What went wrong with a provider. `detail` is for the log; an upstream's sentences have no place in it, for they may
+/// repeat keys and what users said.
 #[derive(Clone, Debug)]
 pub struct ProviderError {
     /// The configured provider's name.

@@ -19,9 +19,22 @@ pub struct Frame<'a> {
     pub data: &'a [u8],
 }
 
+/// Who is given each event.
+pub type Each<'a> = dyn FnMut(Frame<'_>) -> Result<(), ProviderError> + 'a;
+
+/// How events are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Server-sent events.
+    Sse,
+    /// A JSON value a line; `event` is empty.
+    Ndjson,
+}
+
 /// Reads events. At most `limit` bytes of one event are kept.
 #[derive(Debug)]
 pub struct FrameReader {
+    framing: Framing,
     limit: usize,
     /// A line whose end has not come yet.
     line: Vec<u8>,
@@ -38,8 +51,9 @@ pub struct FrameReader {
 impl FrameReader {
     /// A reader at the start of a stream.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub fn new(framing: Framing, limit: usize) -> Self {
         Self {
+            framing,
             limit,
             line: Vec::new(),
             event: Vec::new(),
@@ -54,11 +68,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// An event over the limit, and whatever `each` returns.
-    pub fn push(
-        &mut self,
-        mut bytes: &[u8],
-        each: &mut impl FnMut(Frame<'_>) -> Result<(), ProviderError>,
-    ) -> Result<(), ProviderError> {
+    pub fn push(&mut self, mut bytes: &[u8], each: &mut Each<'_>) -> Result<(), ProviderError> {
         if self.after_cr && !bytes.is_empty() {
             self.after_cr = false;
             if bytes[0] == b'\n' {
@@ -93,12 +103,10 @@ impl FrameReader {
     ///
     /// # Errors
     /// Whatever `each` returns.
-    pub fn finish(
-        &mut self,
-        each: &mut impl FnMut(Frame<'_>) -> Result<(), ProviderError>,
-    ) -> Result<(), ProviderError> {
+    pub fn finish(&mut self, each: &mut Each<'_>) -> Result<(), ProviderError> {
         let line = std::mem::take(&mut self.line);
-        if !line.is_empty() {
+        let torn = self.framing == Framing::Ndjson && serde_json::from_slice::<IgnoredAny>(&line).is_err();
+        if !line.is_empty() && !torn {
             self.take_line(&line, each)?;
         }
         let whole = self.data == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(&self.data).is_ok();
@@ -122,13 +130,12 @@ impl FrameReader {
     }
 
     /// Takes a whole line, without its end.
-    fn take_line(
-        &mut self,
-        mut line: &[u8],
-        each: &mut impl FnMut(Frame<'_>) -> Result<(), ProviderError>,
-    ) -> Result<(), ProviderError> {
+    fn take_line(&mut self, mut line: &[u8], each: &mut Each<'_>) -> Result<(), ProviderError> {
         if std::mem::take(&mut self.at_start) {
             line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
+        }
+        if self.framing == Framing::Ndjson {
+            return if line.trim_ascii().is_empty() { Ok(()) } else { each(Frame { event: b"", data: line }) };
         }
         if line.is_empty() {
             if self.has_data {
@@ -181,7 +188,7 @@ mod tests {
 
     fn read(pieces: &[&[u8]], limit: usize) -> Result<Events, ProviderError> {
         let mut events = Events::new();
-        let mut reader = FrameReader::new(limit);
+        let mut reader = FrameReader::new(Framing::Sse, limit);
         let mut each = |frame: Frame<'_>| {
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
             events.push((text(frame.event), text(frame.data)));

@@ -10,10 +10,13 @@ use secrecy::SecretString;
 
 use crate::chat::{ChatRequest, Chunk};
 
+pub mod decoding;
 pub mod demo;
 pub mod dialect;
 pub mod error;
 pub mod frame;
+#[cfg(test)]
+pub(crate) mod golden;
 pub mod openai;
 pub mod retry;
 pub mod upstream;

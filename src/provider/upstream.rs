@@ -16,9 +16,9 @@ use secrecy::ExposeSecret;
 
 use super::{
     ChunkStream, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
-    dialect::{Call, Decoder, Dialect, Progress},
+    decoding::Decoding,
+    dialect::{Call, Dialect, Progress},
     error::Kind,
-    frame::FrameReader,
     retry,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     patience::Patience,
 };
 
-/// The most that is read of an answer that is not a stream: an error, or a whole answer.
+/// The most that is read of an error: more does not say more.
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// How long the numbers may take that follow the finish.
 const TAIL: Duration = Duration::from_secs(2);
@@ -40,6 +40,8 @@ const MAX_IDLE: usize = 512;
 pub enum Credentials {
     /// `Authorization: Bearer KEY`.
     Bearer,
+    /// The key alone, in this header.
+    Header(&'static str),
 }
 
 /// A provider behind HTTP, speaking a dialect.
@@ -71,17 +73,21 @@ impl<D: Dialect> HttpProvider<D> {
             return Err(wrong("base_url must be http(s)://host[:port][/path]"));
         }
         let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/x-ndjson, application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(key) = api_key {
             let (header, value) = match credentials {
                 Credentials::Bearer => (AUTHORIZATION, format!("Bearer {}", key.expose_secret())),
+                Credentials::Header(name) => (HeaderName::from_static(name), key.expose_secret().to_owned()),
             };
             headers.insert(
                 header,
                 secret(&value).ok_or_else(|| wrong("api_key has a character that no header can hold"))?,
             );
+        }
+        for (header, value) in dialect.headers() {
+            headers.insert(HeaderName::from_static(header), HeaderValue::from_static(value));
         }
         for (header, value) in extra {
             let name = HeaderName::try_from(&header).map_err(|_| wrong(&format!("{header:?} is no header")))?;
@@ -121,7 +127,7 @@ impl<D: Dialect> HttpProvider<D> {
         let status = response.status().as_u16();
         if status != 200 {
             let headers = response.headers().clone();
-            let body = self.read_whole(response).await;
+            let body = self.read_whole(response, MAX_ERROR_BODY).await;
             return Err(self.dialect.refusal(status, &headers, &body));
         }
         let header = |name| {
@@ -136,12 +142,19 @@ impl<D: Dialect> HttpProvider<D> {
         if !matches!(encoding.as_str(), "" | "identity") {
             return Err(ProviderError::new(Kind::Protocol, format!("content-encoding {encoding:?}")).with_status(200));
         }
-        match media.split(';').next().unwrap_or("").trim() {
-            "text/event-stream" | "text/plain" | "application/octet-stream" | "" => {}
+        let mut media_parts = media.split(';').map(str::trim);
+        let media_type = media_parts.next().unwrap_or("");
+        if let Some(charset) = media_parts.find_map(|part| part.strip_prefix("charset="))
+            && !matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii")
+        {
+            return Err(ProviderError::new(Kind::Protocol, format!("charset {charset:?}")).with_status(200));
+        }
+        match media_type {
+            "text/event-stream" | "application/x-ndjson" | "text/plain" | "application/octet-stream" | "" => {}
             "application/json" => {
                 let chunks = self
                     .dialect
-                    .whole(&self.read_whole(response).await)
+                    .whole(&self.read_whole(response, self.limits.max_event).await)
                     .map_err(|e| e.with_status(200))?;
                 return Ok(Box::pin(tokio_stream::once(Ok(chunks))));
             }
@@ -150,13 +163,11 @@ impl<D: Dialect> HttpProvider<D> {
 
         let mut reading = Reading {
             body: response,
-            frames: FrameReader::new(self.limits.max_event),
-            decoder: self.dialect.decoder(),
+            decoding: Decoding::new(&self.dialect, self.limits.max_event),
             patience: Patience::new(self.limits.first_token_timeout),
             gap: self.limits.gap_timeout,
-            progress: Progress::More,
             spoke: false,
-            silent: true,
+            over: false,
             failed: None,
         };
         let Some(mut batch) = reading.next().await? else {
@@ -174,12 +185,12 @@ impl<D: Dialect> HttpProvider<D> {
         }))
     }
 
-    /// A body that is not a stream, as far as we care, within the patience for a first token.
-    async fn read_whole(&self, mut response: Response) -> Vec<u8> {
+    /// A body that is not a stream, `limit` bytes of it at most, within the patience for a first token.
+    async fn read_whole(&self, mut response: Response, limit: usize) -> Vec<u8> {
         let mut body = Vec::new();
         let read = async {
             while let Ok(Some(piece)) = response.chunk().await {
-                let room = MAX_ERROR_BODY.max(self.limits.max_event) - body.len();
+                let room = limit - body.len();
                 body.extend_from_slice(&piece[..piece.len().min(room)]);
                 if piece.len() >= room {
                     break;
@@ -213,16 +224,14 @@ impl<D: Dialect> Provider for HttpProvider<D> {
 /// An answer being read.
 struct Reading {
     body: Response,
-    frames: FrameReader,
-    decoder: Box<dyn Decoder>,
+    decoding: Decoding,
     /// Ends when no *content* came for too long: keep-alives do not count.
     patience: Patience,
     gap: Duration,
-    progress: Progress,
     /// Whether content has come.
     spoke: bool,
-    /// Whether nothing at all has come.
-    silent: bool,
+    /// Whether nothing is to be read any more.
+    over: bool,
     /// What to say once the batch before it was delivered.
     failed: Option<ProviderError>,
 }
@@ -235,11 +244,11 @@ impl Reading {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
-            if self.progress == Progress::Over {
+            if self.over || self.decoding.progress() == Progress::Over {
                 return Ok(None);
             }
             if let Err(error) = self.read(&mut out).await {
-                self.progress = Progress::Over;
+                self.over = true;
                 self.failed = Some(error.with_status(200));
             }
         }
@@ -264,10 +273,10 @@ impl Reading {
                     taken += bytes.len();
                     self.take(&bytes, out)?;
                 }
-                Ok(None) => return self.end(None, out),
-                Err(error) => return self.end(Some(error), out),
+                Ok(None) => return self.decoding.end(None, out),
+                Err(error) => return self.decoding.end(Some(causes(&error)), out),
             }
-            if self.progress == Progress::Over || taken >= MAX_BATCH {
+            if self.decoding.progress() == Progress::Over || taken >= MAX_BATCH {
                 return Ok(());
             }
             piece = match self.body.chunk().now_or_never() {
@@ -277,65 +286,23 @@ impl Reading {
         }
     }
 
-    /// Decodes a piece.
+    /// Decodes a piece. After the finish there is less patience: only numbers can follow.
     fn take(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        let Self {
-            frames,
-            decoder,
-            progress,
-            silent,
-            ..
-        } = self;
-        let before = *progress;
-        frames.push(bytes, &mut |frame| {
-            *silent = false;
-            if *progress != Progress::Over {
-                *progress = decoder.frame(frame, out)?;
-            }
-            Ok(())
-        })?;
-        match *progress {
-            Progress::Over => decoder.end(out),
-            Progress::Finishing if before == Progress::More => {
-                self.gap = TAIL;
-                self.patience.extend(TAIL);
-                Ok(())
-            }
-            _ => Ok(()),
+        let before = self.decoding.progress();
+        self.decoding.push(bytes, out)?;
+        if (before, self.decoding.progress()) == (Progress::More, Progress::Finishing) {
+            self.gap = TAIL;
+            self.patience.extend(TAIL);
         }
-    }
-
-    /// The body has ended, or broken. After the finish neither matters.
-    fn end(&mut self, error: Option<reqwest::Error>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        let Self {
-            frames,
-            decoder,
-            progress,
-            silent,
-            ..
-        } = self;
-        frames.finish(&mut |frame| {
-            *silent = false;
-            if *progress != Progress::Over {
-                *progress = decoder.frame(frame, out)?;
-            }
-            Ok(())
-        })?;
-        let complete = *progress != Progress::More;
-        *progress = Progress::Over;
-        match error {
-            Some(error) if !complete => Err(ProviderError::new(Kind::Truncated, causes(&error))),
-            None if self.silent => Err(ProviderError::new(Kind::Protocol, "a stream without a single event")),
-            _ => self.decoder.end(out),
-        }
+        Ok(())
     }
 
     /// Patience is over.
     fn silence(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        match (self.progress, self.spoke) {
+        match (self.decoding.progress(), self.spoke) {
             (Progress::More, false) => Err(ProviderError::new(Kind::FirstToken, "no content in time")),
             (Progress::More, true) => Err(ProviderError::new(Kind::Gap, "no more content in time")),
-            _ => self.end(None, out),
+            _ => self.decoding.end(None, out),
         }
     }
 }

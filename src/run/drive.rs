@@ -18,7 +18,7 @@ const COMMIT: Duration = Duration::from_secs(10);
 
 /// What a run's task works with.
 pub(super) struct Driven {
-    pub(super) agent: Agent,
+    pub(super) agent: Arc<Agent>,
     pub(super) provider: Arc<dyn Provider>,
     pub(super) turn: Turn,
     pub(super) include_reasoning: bool,
@@ -109,7 +109,12 @@ impl Runs {
             None => Ok(()),
         };
         let (status, error) = match (written, error) {
-            (Err(unwritten), None) => (RunStatus::Failed, Some(unwritten)),
+            (Err(unwritten), None) => {
+                let failed = RunEnd { error: serde_json::to_value(&unwritten).ok(), ..end.clone() };
+                // If this cannot be written either, the row says after a restart that the run was interrupted.
+                let _ = self.write(run, RunStatus::Failed, &failed, None).await;
+                (RunStatus::Failed, Some(unwritten))
+            }
             (Err(unwritten), Some(error)) => {
                 tracing::warn!(run_id = %run.id, error = %unwritten, cause = unwritten.causes(), "how a run ended was not written down");
                 (status, Some(error))
@@ -145,19 +150,23 @@ impl Runs {
 
 /// Waits until nobody has been reading for as long as the run's policy admits.
 async fn abandoned(run: &Run) {
+    // A grace begins with the run; only who has been there can leave.
     let grace = match run.on_disconnect {
         OnDisconnect::Continue => return std::future::pending().await,
-        OnDisconnect::Cancel => Duration::ZERO,
+        OnDisconnect::Cancel => {
+            run.log.vacated.notified().await;
+            Duration::ZERO
+        }
         OnDisconnect::Grace(grace) => grace,
     };
     loop {
-        run.log.vacated.notified().await;
         while let Some(since) = run.log.vacant_since() {
             if since.elapsed() >= grace {
                 return;
             }
             tokio::time::sleep_until(since + grace).await;
         }
+        run.log.vacated.notified().await;
     }
 }
 
@@ -179,7 +188,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
             messages: turn
                 .added()
                 .iter()
-                .map(crate::chat::Message::without_attachments)
+                .map(crate::chat::Message::shown)
                 .collect(),
             metadata: run.metadata.clone(),
         },

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Interest, OnDisconnect, Reader, Run, Runs,
+    OnDisconnect, Run, Runs,
     drive::Driven,
     log::Log,
     registry::{Admission, same_request},
@@ -66,14 +66,14 @@ pub struct Order {
 }
 
 impl Runs {
-    /// Starts a run, and returns its first reader; or a reader of the run that the order's key started before. The run
-    /// goes on when the future is dropped only if it had begun.
+    /// Starts a run; or finds the one that the order's key started before. When the future is dropped, there is a run only
+    /// if it had begun.
     ///
     /// # Errors
     /// Everything that is wrong with the order, or in its way; then there is no run.
-    pub async fn start(self: &Arc<Self>, order: Order, interest: Interest) -> Result<Reader, Error> {
+    pub async fn start(self: &Arc<Self>, order: Order) -> Result<Arc<Run>, Error> {
         if let Some(known) = self.started_before(&order).await? {
-            return Ok(Reader::new(known, 0, interest));
+            return Ok(known);
         }
         let agent = self.agents.get(order.agent.as_deref())?.clone();
         let model = agent.model(order.model.as_deref())?;
@@ -125,7 +125,7 @@ impl Runs {
             ended: OnceLock::new(),
         });
         if let Admission::Known(known) = self.registry.admit(&run, &self.limits)? {
-            return Ok(Reader::new(known, 0, interest));
+            return Ok(known);
         }
         let mut place = Admitted {
             runs: self,
@@ -159,7 +159,6 @@ impl Runs {
         }
 
         run.log.append([Event::Started]);
-        let reader = Reader::new(run.clone(), 0, interest);
         place.begun = true;
         drop(place);
         let driven = Driven {
@@ -170,8 +169,8 @@ impl Runs {
             version,
             truncated,
         };
-        self.tasks.spawn(self.clone().drive(run, driven));
-        Ok(reader)
+        self.tasks.spawn(self.clone().drive(run.clone(), driven));
+        Ok(run)
     }
 
     /// The run that the order's key started before, if its log or its result is still there.

@@ -315,6 +315,8 @@ async fn write_all(mut db: SqliteConnection, mut queue: mpsc::Receiver<Write>, c
             count = queue.recv_many(&mut waiting, BATCH) => if count == 0 { break },
             () = closing.cancelled(), if !queue.is_closed() => queue.close(), // what is in it is still written
         }
+        // Who has given up waiting has said so to somebody: what they wanted must not happen after that.
+        waiting.retain(|write| !write.reply.is_closed());
         let (lasting, quick): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|write| write.op.lasting());
         // What need not wait for the disk goes first, so that it does not.
         for (batch, synchronous) in [

@@ -23,7 +23,7 @@ pub async fn respond(mut reader: Reader) -> Result<Response, Refusal> {
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            name_run(headers, run);
+            name_run(headers, &run.id, run.session_id.as_ref());
             Ok(response)
         }
         Event::Failed(error) => Err(of_run(error)),

@@ -1,11 +1,15 @@
 //! How a run is written to a client: each format is a reader of a run's log that makes a response. Nothing here asks a
 //! model, and none of it is a second road: what `/chat` answers is what the events said.
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderValue, header, request::Parts},
+};
 
 use crate::{
+    chat::{RunId, SessionId},
     error::{Error, ErrorCode},
-    run::Run,
+    http::error::Refusal,
 };
 
 pub mod chunk;
@@ -17,10 +21,10 @@ pub mod text;
 const PIECE: usize = 16 << 10;
 
 /// The headers that say which run this is.
-pub(super) fn name_run(headers: &mut HeaderMap, run: &Run) {
+pub(super) fn name_run(headers: &mut HeaderMap, run: &RunId, session: Option<&SessionId>) {
     let value = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
-    headers.insert("x-run-id", value(&run.id.to_string()));
-    if let Some(session) = &run.session_id {
+    headers.insert("x-run-id", value(&run.to_string()));
+    if let Some(session) = session {
         headers.insert("x-session-id", value(session.as_str()));
     }
 }
@@ -63,6 +67,18 @@ pub(super) fn acceptable(headers: &HeaderMap, media_type: &str) -> Result<(), Er
         ErrorCode::NotAcceptable,
         format!("This endpoint writes {media_type}."),
     ))
+}
+
+/// What a client must take where the answer is JSON.
+pub struct TakesJson;
+
+impl<S: Sync> FromRequestParts<S> for TakesJson {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        acceptable(&parts.headers, "application/json")?;
+        Ok(Self)
+    }
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub fn respond(reader: Reader, data: Data, heartbeat: Duration, request_id: &str
     };
     let mut response = Body::new(body).into_response();
     streaming(response.headers_mut(), "text/event-stream");
-    name_run(response.headers_mut(), &run);
+    name_run(response.headers_mut(), &run.id, run.session_id.as_ref());
     response
 }
 

@@ -38,12 +38,13 @@ pub async fn respond(reader: Reader) -> Result<Response, Refusal> {
     let first = std::future::poll_fn(|cx| body.poll_first(cx));
     let _ = tokio::time::timeout(HOLD, first).await; // then the headers go without it
     let run = body.reader.run().clone();
-    if let Some(End::Broken(error)) = body.end.take_if(|_| body.ready.is_empty()) {
+    let unsent = body.ready.is_empty();
+    if let Some(End::Broken(error)) = body.end.take_if(|end| unsent && matches!(end, End::Broken(_))) {
         return Err(Refusal::of_run(error, run.id, run.session_id.clone()));
     }
     let mut response = Body::new(body).into_response();
     streaming(response.headers_mut(), "text/plain; charset=utf-8");
-    name_run(response.headers_mut(), &run);
+    name_run(response.headers_mut(), &run.id, run.session_id.as_ref());
     Ok(response)
 }
 

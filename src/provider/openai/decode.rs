@@ -228,7 +228,9 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
 }
 
 fn parse(text: &str) -> Result<Completion<'_>, ProviderError> {
-    serde_json::from_str(text).map_err(|e| ProviderError::new(Kind::Protocol, format!("an event that is not one: {e}")))
+    // The parser's own sentence quotes what it read.
+    let what = |e: serde_json::Error| format!("an event that is not one: {:?} error at byte {}", e.classify(), e.column());
+    serde_json::from_str(text).map_err(|e| ProviderError::new(Kind::Protocol, what(e)))
 }
 
 /// An error object, wherever it stood.
@@ -259,11 +261,10 @@ fn reported(error: &Value) -> ProviderError {
     } else {
         Kind::Reported
     };
-    let mut detail = format!("{code} {kind} {message}");
-    if let Some((cut, _)) = detail.char_indices().nth(500) {
-        detail.truncate(cut);
-    }
-    ProviderError::new(found, detail.trim())
+    // Their sentence may repeat our key or the user's words, so it stays out of the log; their codes are kept.
+    let is_code = |text: &&str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let codes: Vec<&str> = [code.as_str(), kind.as_str()].into_iter().filter(is_code).collect();
+    ProviderError::new(found, codes.join(", "))
 }
 
 #[cfg(test)]
@@ -271,13 +272,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::provider::frame::FrameReader;
+    use crate::provider::frame::{FrameReader, Framing};
 
     /// The chunks of a stream of `data:` events, and how it ended.
     fn decode(events: &[&str]) -> Result<Vec<Chunk>, ProviderError> {
         let mut decoder = OpenAiDecoder::default();
         let mut out = Vec::new();
-        let mut reader = FrameReader::new(1 << 20);
+        let mut reader = FrameReader::new(Framing::Sse, 1 << 20);
         let mut over = false;
         for event in events {
             reader.push(format!("data: {event}\n\n").as_bytes(), &mut |frame| {

@@ -63,8 +63,13 @@ fn body(request: &ChatRequest) -> Value {
             }
         }
     }
-    match request.response_format {
+    match &request.response_format {
         ResponseFormat::Text => {} // what there is without being asked for
+        ResponseFormat::JsonObject => drop(put("response_format", json!({"type": "json_object"}))),
+        ResponseFormat::JsonSchema { name, schema } => {
+            let schema = json!({"name": name, "schema": schema, "strict": true});
+            put("response_format", json!({"type": "json_schema", "json_schema": schema}));
+        }
     }
     Value::Object(body)
 }
@@ -99,76 +104,10 @@ fn message(message: &Message) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::chat::{Image, Settings, ToolCall, ToolDefinition};
+    use crate::provider::{golden::golden, openai::OpenAi};
 
     #[test]
-    fn everything_at_once() {
-        let call = ToolCall {
-            id: "c1".into(),
-            name: "add".into(),
-            arguments: Map::from_iter([("a".into(), json!(1))]),
-        };
-        let request = ChatRequest {
-            model: "gpt-x".into(),
-            instructions: Some("Be brief.".into()),
-            messages: vec![
-                Message::user(
-                    "Look",
-                    vec![Image {
-                        media_type: "image/png".into(),
-                        data: "AAAA".into(),
-                    }],
-                ),
-                Message::assistant("", vec![call]),
-                Message::tool("c1", "2"),
-                Message::assistant("Two.", vec![]),
-                Message::user("Thanks", vec![]),
-            ],
-            tools: vec![ToolDefinition {
-                name: "add".into(),
-                description: "Adds.".into(),
-                parameters: json!({"type": "object"}),
-            }],
-            tool_choice: ToolChoice::Named("add".into()),
-            settings: Settings {
-                temperature: Some(0.5),
-                top_p: Some(0.9),
-                max_output_tokens: Some(64),
-                stop: vec!["END".into()],
-                seed: Some(7),
-                reasoning_effort: Some("low".into()),
-            },
-            response_format: ResponseFormat::Text,
-        };
-        insta::assert_json_snapshot!(body(&request));
-    }
-
-    #[test]
-    fn nothing_is_sent_that_was_not_asked_for() {
-        let request = ChatRequest {
-            model: "gpt-x".into(),
-            instructions: None,
-            messages: vec![Message::user("Hi", vec![])],
-            tools: vec![],
-            tool_choice: ToolChoice::Required,
-            settings: Settings::default(),
-            response_format: ResponseFormat::Text,
-        };
-        insta::assert_json_snapshot!(body(&request), @r#"
-        {
-          "messages": [
-            {
-              "content": "Hi",
-              "role": "user"
-            }
-          ],
-          "model": "gpt-x",
-          "stream": true,
-          "stream_options": {
-            "include_usage": true
-          }
-        }
-        "#);
+    fn every_scenario_is_written_to_the_letter() {
+        insta::assert_json_snapshot!(golden(&OpenAi, &[]));
     }
 }
