@@ -129,6 +129,9 @@ fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> 
         .map(|agent| (agent.name.clone(), Arc::new(agent.clone())))
         .collect();
     for agent in all.values() {
+        if let Some(model) = agent.fallbacks.iter().find(|model| providers.get(&model.provider).is_none()) {
+            return Err(format!("agents.{}.fallbacks names {model}, whose provider is not configured", agent.name));
+        }
         if providers.get(&agent.model.provider).is_none() {
             return Err(format!(
                 "agents.{}.model names the provider {:?}, which is not configured",

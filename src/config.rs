@@ -18,15 +18,23 @@ use crate::{
     agent::{Agent, ModelRef},
     chat,
     http::listen::ListenSettings,
-    provider::{self, ProviderSettings},
+    provider::{self, BreakerSwitch, ProviderSettings},
     run,
     telemetry::LogFormat,
 };
 
 const DEFAULT: &str = include_str!("../config/default.toml");
 const PREFIX: &str = "SLUICEGATE__";
-/// The kinds of providers that the environment can configure, in the order of preference, with their variables.
-const FROM_ENVIRONMENT: &[(&str, &str, &str)] = &[("openai", "OPENAI_API_KEY", "OPENAI_BASE_URL")];
+/// The providers that the environment can configure, in the order of preference: the kind, its keys' variables, its
+/// address's. Any of them configures it.
+const FROM_ENVIRONMENT: &[(&str, &[&str], &[&str])] = &[
+    ("openai", &["OPENAI_API_KEY"], &["OPENAI_BASE_URL"]),
+    ("anthropic", &["ANTHROPIC_API_KEY"], &["ANTHROPIC_BASE_URL"]),
+    ("gemini", &["GEMINI_API_KEY", "GOOGLE_API_KEY"], &["GEMINI_BASE_URL"]),
+    ("groq", &["GROQ_API_KEY"], &["GROQ_BASE_URL"]),
+    ("azure", &["AZURE_OPENAI_API_KEY"], &["AZURE_OPENAI_ENDPOINT"]),
+    ("ollama", &[], &["OLLAMA_BASE_URL", "OLLAMA_HOST"]),
+];
 
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
@@ -130,24 +138,6 @@ impl Settings {
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder = Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
-        for (kind, key, url) in FROM_ENVIRONMENT {
-            if environment.contains_key(*key) || environment.contains_key(*url) {
-                let mut found = vec![(format!("providers.{kind}.kind"), (*kind).to_owned())];
-                found.extend(
-                    environment
-                        .get(*key)
-                        .map(|value| (format!("providers.{kind}.api_key"), value.clone())),
-                );
-                found.extend(
-                    environment
-                        .get(*url)
-                        .map(|value| (format!("providers.{kind}.base_url"), value.clone())),
-                );
-                for (path, value) in found {
-                    builder = builder.set_default(path, value).map_err(|e| wrong(e.to_string()))?;
-                }
-            }
-        }
         if let Some((name, text)) = file {
             let syntax = text.parse::<toml::Table>();
             syntax.map_err(|e| wrong(format!("{name}: {}", e.message())))?; // the whole error would quote the line
@@ -182,6 +172,49 @@ impl Settings {
     pub fn effective(&self) -> Result<String, ConfigError> {
         toml::to_string_pretty(&self.tree).map_err(|e| wrong(e.to_string()))
     }
+}
+
+/// What the usual variables say of a kind of provider; `None` if nothing.
+fn usual_provider(kind: &str, keys: &[&str], addresses: &[&str], environment: &BTreeMap<String, String>) -> Option<ProviderTree> {
+    let get = |name: &str| environment.get(name).cloned();
+    let key = keys.iter().find_map(|name| get(name));
+    let address = addresses.iter().find_map(|name| get(name));
+    if !provider::knows(kind) || (key.is_none() && address.is_none()) {
+        return None;
+    }
+    let mut found = ProviderTree {
+        kind: Some(kind.to_owned()),
+        api_key: key.map(|key| Secret(key.trim().to_owned().into())),
+        ..ProviderTree::default()
+    };
+    match kind {
+        "azure" => {
+            let endpoint = address?.trim_end_matches('/').to_owned(); // Azure is nowhere without one
+            found.default_model = get("AZURE_OPENAI_DEPLOYMENT");
+            found.api_version = get("AZURE_OPENAI_API_VERSION");
+            found.deployment = get("AZURE_OPENAI_DEPLOYMENT").filter(|_| found.api_version.is_some());
+            let v1 = if found.api_version.is_some() || endpoint.ends_with("/openai/v1") { "" } else { "/openai/v1" };
+            found.base_url = Some(format!("{endpoint}{v1}"));
+        }
+        "ollama" => found.base_url = address.map(|address| ollama_address(&address)),
+        _ => found.base_url = address,
+    }
+    Some(found)
+}
+
+/// `OLLAMA_HOST` is what Ollama listens on, in any of its spellings: `0.0.0.0`, `host`, `:11434`, `http://host:11434`.
+fn ollama_address(host: &str) -> String {
+    let (scheme, rest) = host.split_once("://").unwrap_or(("http", host));
+    let rest = rest.trim_end_matches('/');
+    let (name, port) = rest.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).unwrap_or((rest, ""));
+    let name = if matches!(name, "" | "0.0.0.0") { "127.0.0.1" } else { name };
+    let port = match (port, scheme) {
+        ("", "https") => String::new(),
+        ("", _) if !rest.contains('/') => ":11434".to_owned(),
+        ("", _) => String::new(),
+        (port, _) => format!(":{port}"),
+    };
+    format!("{scheme}://{name}{port}")
 }
 
 fn read(path: &Path) -> Result<(String, String), ConfigError> {
@@ -318,6 +351,8 @@ enum LogWord {
 struct KindTree {
     base_url: String,
     default_model: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_event: Option<Size>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -336,6 +371,10 @@ struct ProviderTree {
     #[serde(skip_serializing_if = "Option::is_none")]
     default_model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deployment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     connect_timeout: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_byte_timeout: Option<Time>,
@@ -347,6 +386,8 @@ struct ProviderTree {
     max_retries: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_event: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    breaker: Option<bool>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, Secret>,
 }
@@ -364,6 +405,7 @@ struct AgentTree {
     model: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     description: String,
+    fallbacks: List,
     allowed_models: List,
     #[serde(skip_serializing_if = "Option::is_none")]
     system_prompt: Option<String>,
@@ -381,6 +423,7 @@ struct AgentTree {
 impl Tree {
     /// From what was written to what holds.
     fn check(mut self, flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+        self.add_usual_providers(environment);
         let providers = self.providers(environment)?;
         if self.agents.is_empty() || flags.model.is_some() {
             let usual = FROM_ENVIRONMENT.iter().map(|(kind, ..)| *kind).chain(["demo"]);
@@ -473,6 +516,20 @@ impl Tree {
         })
     }
 
+    /// Adds the providers that the usual variables name. What is configured already is left alone, but for a key that is
+    /// missing where the address is the usual one: a key goes nowhere else by itself.
+    fn add_usual_providers(&mut self, environment: &BTreeMap<String, String>) {
+        for (kind, keys, addresses) in FROM_ENVIRONMENT {
+            let Some(found) = usual_provider(kind, keys, addresses, environment) else { continue };
+            let known = self.providers.entry((*kind).to_owned()).or_insert_with(|| found.clone());
+            let keyless = known.api_key.is_none() && known.api_key_env.is_none() && known.api_key_file.is_none();
+            if keyless && known.base_url.is_none() && known.kind.as_deref() == Some(*kind) {
+                known.api_key = found.api_key;
+                known.base_url = found.base_url;
+            }
+        }
+    }
+
     fn providers(&self, environment: &BTreeMap<String, String>) -> Result<Vec<ProviderSettings>, ConfigError> {
         let kinds: BTreeSet<&str> = provider::KINDS.iter().map(|(kind, _)| *kind).collect();
         let mut all = Vec::new();
@@ -504,9 +561,13 @@ impl Tree {
                         .ok_or_else(|| wrong(format!("{} is missing", at(stringify!($key)))))?
                 };
             }
+            let max_event = tree.max_event.or(usual.and_then(|kind| kind.max_event)).or(limits.max_event);
+            let max_event = max_event.ok_or_else(|| wrong(format!("{} is missing", at("max_event"))))?;
             all.push(ProviderSettings {
                 name: name.clone(),
                 api_key: api_key(tree, environment, &at)?,
+                api_version: tree.api_version.clone(),
+                deployment: tree.deployment.clone(),
                 headers: tree
                     .headers
                     .iter()
@@ -518,13 +579,26 @@ impl Tree {
                     first_token_timeout: limit!(first_token_timeout).0,
                     gap_timeout: limit!(gap_timeout).0,
                     max_retries: limit!(max_retries),
-                    max_event: limit!(max_event).0,
+                    max_event: max_event.0,
                 },
+                breaker: if limit!(breaker) { BreakerSwitch::On } else { BreakerSwitch::Off },
                 base_url,
                 kind,
             });
         }
         Ok(all)
+    }
+
+    /// A model by its name, or a provider's default model by the provider's.
+    fn model(&self, name: &str, at: &str) -> Result<ModelRef, ConfigError> {
+        let usual = || {
+            let provider = self.providers.get(name)?;
+            let kind = provider.kind.as_ref().and_then(|kind| self.provider_kinds.get(kind));
+            let usual = provider.default_model.clone().or_else(|| kind.map(|kind| kind.default_model.clone()));
+            Some(ModelRef { provider: name.to_owned(), model: usual.filter(|model| !model.is_empty())? })
+        };
+        let wrong = || wrong(format!("{at}: {name:?} is not provider/model, nor a provider with a default model"));
+        ModelRef::parse(name).or_else(usual).ok_or_else(wrong)
     }
 
     fn agents(&self) -> Result<Vec<Agent>, ConfigError> {
@@ -535,28 +609,12 @@ impl Tree {
                 .model
                 .as_deref()
                 .ok_or_else(|| wrong(format!("{} is missing", at("model"))))?;
-            let usual = || {
-                let provider = self.providers.get(model)?;
-                let kind = provider.kind.as_ref().and_then(|kind| self.provider_kinds.get(kind));
-                let usual = provider
-                    .default_model
-                    .clone()
-                    .or_else(|| kind.map(|kind| kind.default_model.clone()))?;
-                Some(ModelRef {
-                    provider: model.to_owned(),
-                    model: usual,
-                })
-            };
-            let found = ModelRef::parse(model).or_else(usual);
+            let fallbacks = tree.fallbacks.0.iter().map(|model| self.model(model, &at("fallbacks"))).collect::<Result<_, _>>()?;
             all.push(Agent {
                 name: name.clone(),
                 description: tree.description.clone(),
-                model: found.ok_or_else(|| {
-                    wrong(format!(
-                        "{}: {model:?} is not provider/model, nor a provider with a default model",
-                        at("model")
-                    ))
-                })?,
+                model: self.model(model, &at("model"))?,
+                fallbacks,
                 allowed_models: tree.allowed_models.0.clone(),
                 instructions: tree.instructions(name)?,
                 settings: tree.settings.clone(),

@@ -25,6 +25,8 @@ pub struct Agent {
     pub description: String,
     /// Who answers.
     pub model: ModelRef,
+    /// Who is asked instead, in this order, when one fails before saying anything.
+    pub fallbacks: Vec<ModelRef>,
     /// Which other models a request may name: `provider/model`, or with a `*` at the end all that begin so.
     pub allowed_models: Vec<String>,
     /// What the model is told first.
@@ -130,6 +132,7 @@ mod tests {
             name: "a".into(),
             description: String::new(),
             model: ModelRef::parse("openai/gpt-x").unwrap(),
+            fallbacks: vec![],
             allowed_models: vec!["openai/gpt-y".into(), "groq/*".into()],
             instructions: None,
             settings: Settings::default(),

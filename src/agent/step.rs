@@ -1,10 +1,12 @@
 //! Rounds until it is all said. One screen.
 
+use std::sync::Arc;
+
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use super::{
-    Agent, Turn,
+    Agent, ModelRef, Turn,
     next::{Next, next},
 };
 use crate::{
@@ -13,11 +15,20 @@ use crate::{
         fold::{Asked, Round},
     },
     error::{Error, ErrorCode},
-    provider::Provider,
+    provider::{ChunkStream, Provider},
 };
 
 /// The most calls of one round that are looked at; the rest get an error as their result.
 const MAX_CALLS: usize = 16;
+
+/// One who can be asked.
+#[derive(Clone)]
+pub struct Candidate {
+    /// Which model.
+    pub model: ModelRef,
+    /// At whom.
+    pub provider: Arc<dyn Provider>,
+}
 
 /// What limits a turn and what it shows.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +46,7 @@ pub struct Bounds {
 /// The provider's, and `output_limit`.
 pub async fn answer(
     agent: &Agent,
-    provider: &dyn Provider,
+    candidates: &[Candidate],
     bounds: Bounds,
     turn: &mut Turn,
     say: &mut (impl FnMut(&mut Vec<Event>) + Send),
@@ -52,7 +63,7 @@ pub async fn answer(
                 if turn.tool_rounds == agent.max_tool_rounds {
                     turn.request.tools.clear(); // one last answer, without tools
                 }
-                ask(provider, bounds, turn, say).await?;
+                ask(candidates, bounds, turn, say).await?;
             }
         }
     }
@@ -60,14 +71,14 @@ pub async fn answer(
 
 /// One model call, from its first chunk to its finish.
 async fn ask(
-    provider: &dyn Provider,
+    candidates: &[Candidate],
     bounds: Bounds,
     turn: &mut Turn,
     say: &mut (impl FnMut(&mut Vec<Event>) + Send),
 ) -> Result<(), Error> {
     turn.rounds += 1;
     turn.round = Some(Round::default());
-    let mut chunks = provider.stream(&turn.request).await?;
+    let mut chunks = open(candidates, turn).await?;
     let mut events = Vec::new();
     while let Some(batch) = chunks.next().await {
         let round = turn.round.get_or_insert_default();
@@ -94,6 +105,34 @@ async fn ask(
     }
     drop(chunks);
     finish(turn, say)
+}
+
+/// Opens the round's stream: at the candidate that has answered so far, or, as long as nobody has, at the next that can.
+async fn open(candidates: &[Candidate], turn: &mut Turn) -> Result<ChunkStream, Error> {
+    loop {
+        let Some(Candidate { model, provider }) = candidates.get(turn.candidate) else {
+            return Err(Error::internal("a turn without anybody to ask"));
+        };
+        turn.request.model.clone_from(&model.model);
+        turn.model = model.to_string();
+        let error = match provider.stream(&turn.request).await {
+            Ok(chunks) => return Ok(chunks),
+            Err(error) => error,
+        };
+        if error.unsent() {
+            turn.round = None; // nothing was sent, so nothing can be billed
+        }
+        let able = |at: &usize| candidates[*at].provider.check(&turn.request).is_ok();
+        let next = (turn.candidate + 1..candidates.len()).find(able);
+        match next.filter(|_| turn.rounds == 1 && error.elsewhere()) {
+            Some(next) => {
+                tracing::warn!(model = turn.model, instead = %candidates[next].model, %error, "another model is asked instead");
+                turn.candidate = next;
+                turn.round = Some(Round::default());
+            }
+            None => return Err(error.into()),
+        }
+    }
 }
 
 /// The round is over: its words and calls become a message.

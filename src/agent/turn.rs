@@ -3,11 +3,15 @@
 
 use tokio::time::Instant;
 
-use crate::chat::{ChatRequest, FinishKind, Message, ToolCall, ToolRecord, Usage, fold::Round, history, usage};
+use crate::chat::{ChatRequest, FinishKind, Message, ModelCall, ToolCall, ToolRecord, Usage, fold::Round, history, usage};
 
 /// A turn.
 #[derive(Debug)]
 pub struct Turn {
+    /// Which of the candidates is asked.
+    pub(super) candidate: usize,
+    /// `provider/model` that was asked last: the one that answered, if anybody did.
+    pub model: String,
     /// What the model is asked; its messages grow with the turn.
     pub request: ChatRequest,
     /// How many of the messages were there before this run.
@@ -22,6 +26,8 @@ pub struct Turn {
     produced: usize,
     /// What they cost.
     pub usage: Usage,
+    /// Each model call by itself.
+    pub calls: Vec<ModelCall>,
     /// The tools that were called.
     pub tools: Vec<ToolRecord>,
     /// Why the last round ended.
@@ -35,6 +41,8 @@ impl Turn {
     #[must_use]
     pub fn new(request: ChatRequest) -> Self {
         Self {
+            candidate: 0,
+            model: String::new(),
             before: request.messages.len().saturating_sub(1),
             request,
             round: None,
@@ -42,6 +50,7 @@ impl Turn {
             tool_rounds: 0,
             produced: 0,
             usage: Usage::default(),
+            calls: Vec::new(),
             tools: Vec::new(),
             finish: None,
             first_content: None,
@@ -99,6 +108,7 @@ impl Turn {
         let input = asked + self.request.messages.iter().map(history::tokens).sum::<u64>();
         cost.fill(input, usage::estimate(round.size()));
         self.usage.add(&cost);
+        self.calls.push(ModelCall { round: self.rounds, model: self.model.clone(), usage: cost });
     }
 
     /// Records a call's result, for the model and for the answer.

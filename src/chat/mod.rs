@@ -19,4 +19,4 @@ pub use event::{Event, ToolCallMade, ToolResult};
 pub use id::{EventId, Principal, RunId, SessionId};
 pub use message::{Carry, Image, Message, Role, ToolCall};
 pub use request::{ChatRequest, ResponseFormat, Settings, ToolChoice, ToolDefinition};
-pub use usage::Usage;
+pub use usage::{ModelCall, Usage};

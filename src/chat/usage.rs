@@ -47,6 +47,17 @@ impl Usage {
     }
 }
 
+/// What one model call cost: one for every call that was sent, also of a run that was cancelled or broke.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelCall {
+    /// Which call of the run, from 1.
+    pub round: u32,
+    /// `provider/model`.
+    pub model: String,
+    /// What it cost.
+    pub usage: Usage,
+}
+
 /// How many tokens a text of so many bytes of UTF-8 has, by rule of thumb: four bytes a token, rounded up. English runs
 /// at about four characters a token, Chinese at about one character (three bytes).
 #[must_use]

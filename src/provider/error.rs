@@ -48,6 +48,8 @@ pub enum Kind {
     Overloaded,
     /// It failed inside.
     Server,
+    /// It failed so often in a row that it is not asked for a moment.
+    Resting,
 }
 
 /// What went wrong with a provider. `detail` is for the log; an upstream's sentences have no place in it, for they may
@@ -116,6 +118,27 @@ impl ProviderError {
     }
 }
 
+impl ProviderError {
+    /// Whether the provider is at fault, and may be so for the next request too: what the breaker counts.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        use Kind::*;
+        matches!(self.kind, Connect | Tls | ConnectTimeout | FirstByte | FirstToken | EmptyReply | Overloaded | Server)
+    }
+
+    /// Whether another provider may do better: anything but a fault of the request's.
+    #[must_use]
+    pub fn elsewhere(&self) -> bool {
+        !matches!(self.kind, Kind::Rejected | Kind::ContextTooLong)
+    }
+
+    /// Whether nothing was sent, so that nothing can have been billed.
+    #[must_use]
+    pub fn unsent(&self) -> bool {
+        matches!(self.kind, Kind::Config | Kind::Connect | Kind::Tls | Kind::ConnectTimeout | Kind::Resting)
+    }
+}
+
 impl fmt::Display for ProviderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} at provider {}", self.kind, self.provider)?;
@@ -151,7 +174,7 @@ impl From<ProviderError> for Error {
             Kind::RateLimited | Kind::Quota => {
                 (UpstreamRateLimited, "The model's provider limits this gateway's rate.")
             }
-            Kind::Overloaded => (UpstreamOverloaded, "The model's provider is overloaded."),
+            Kind::Overloaded | Kind::Resting => (UpstreamOverloaded, "The model's provider is overloaded."),
         };
         let retry_after = match code {
             UpstreamRateLimited | UpstreamOverloaded => {

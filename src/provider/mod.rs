@@ -10,6 +10,7 @@ use secrecy::SecretString;
 
 use crate::chat::{ChatRequest, Chunk};
 
+pub mod breaker;
 pub mod decoding;
 pub mod demo;
 pub mod dialect;
@@ -63,8 +64,23 @@ pub struct ProviderSettings {
     pub api_key: Option<SecretString>,
     /// Further headers.
     pub headers: BTreeMap<String, SecretString>,
+    /// Azure only: the dated version of its API, before v1.
+    pub api_version: Option<String>,
+    /// Azure only: the deployment, where it stands in the address.
+    pub deployment: Option<String>,
     /// Its patience and limits.
     pub limits: Limits,
+    /// Whether it is left alone for a moment when it fails too often.
+    pub breaker: BreakerSwitch,
+}
+
+/// Whether a provider has a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerSwitch {
+    /// It has.
+    On,
+    /// It is always asked.
+    Off,
 }
 
 /// How long to wait for a provider, and how much to take.
@@ -89,6 +105,12 @@ type Make = fn(ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError>;
 
 /// Every kind of provider: adding one is adding its row.
 pub const KINDS: &[(&str, Make)] = &[("openai", openai::provider), ("demo", demo::provider)];
+
+/// Whether there is such a kind.
+#[must_use]
+pub fn knows(kind: &str) -> bool {
+    KINDS.iter().any(|(known, _)| *known == kind)
+}
 
 /// The configured providers, by name.
 #[derive(Clone, Default)]

@@ -15,7 +15,8 @@ use reqwest::{
 use secrecy::ExposeSecret;
 
 use super::{
-    ChunkStream, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
+    BreakerSwitch, ChunkStream, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
+    breaker::Breaker,
     decoding::Decoding,
     dialect::{Call, Dialect, Progress},
     error::Kind,
@@ -51,6 +52,7 @@ pub struct HttpProvider<D> {
     limits: Limits,
     dialect: D,
     client: Client,
+    breaker: Option<Breaker>,
 }
 
 impl<D: Dialect> HttpProvider<D> {
@@ -65,6 +67,7 @@ impl<D: Dialect> HttpProvider<D> {
             api_key,
             headers: extra,
             limits,
+            breaker,
             ..
         } = settings;
         let wrong = |what: &str| ProviderError::config(&name, what);
@@ -114,6 +117,7 @@ impl<D: Dialect> HttpProvider<D> {
             limits,
             dialect,
             client,
+            breaker: (breaker == BreakerSwitch::On).then(Breaker::default),
         })
     }
 
@@ -215,7 +219,14 @@ impl<D: Dialect> Provider for HttpProvider<D> {
         Box::pin(async move {
             let Call { path, body } = self.dialect.encode(request).map_err(|e| e.of(&self.name))?;
             let body = Bytes::from(body);
-            let attempt = || async { self.open(&path, body.clone()).await.map_err(|e| e.of(&self.name)) };
+            let attempt = || async {
+                let Some(breaker) = &self.breaker else { return self.open(&path, body.clone()).await };
+                breaker.admit()?;
+                let outcome = self.open(&path, body.clone()).await;
+                breaker.note(&outcome);
+                outcome
+            };
+            let attempt = || async { attempt().await.map_err(|e| e.of(&self.name)) };
             retry::ask(self.limits.max_retries, attempt).await
         })
     }

@@ -6,10 +6,12 @@ use futures_util::FutureExt;
 
 use super::{Ended, OnCancel, OnDisconnect, Run, Runs, shutting_down};
 use crate::{
-    agent::{self, Agent, Turn, step::Bounds},
+    agent::{
+        self, Agent, Turn,
+        step::{Bounds, Candidate},
+    },
     chat::{Answer, Done, Event},
     error::{Error, ErrorCode},
-    provider::Provider,
     store::{Commit, MessageStatus, RunEnd, RunStatus},
 };
 
@@ -19,7 +21,7 @@ const COMMIT: Duration = Duration::from_secs(10);
 /// What a run's task works with.
 pub(super) struct Driven {
     pub(super) agent: Arc<Agent>,
-    pub(super) provider: Arc<dyn Provider>,
+    pub(super) candidates: Vec<Candidate>,
     pub(super) turn: Turn,
     pub(super) include_reasoning: bool,
     /// The session's version that the history is of; `None` for a run that is not stored.
@@ -36,10 +38,10 @@ impl Runs {
             include_reasoning: driven.include_reasoning,
         };
         let Driven {
-            agent, provider, turn, ..
+            agent, candidates, turn, ..
         } = &mut driven;
         let mut say = |events: &mut Vec<Event>| run.log.append(events.drain(..));
-        let work = AssertUnwindSafe(agent::answer(agent, provider.as_ref(), bounds, turn, &mut say)).catch_unwind();
+        let work = AssertUnwindSafe(agent::answer(agent, candidates, bounds, turn, &mut say)).catch_unwind();
         let outcome = tokio::select! {
             biased;
             outcome = work => match outcome {
@@ -101,6 +103,7 @@ impl Runs {
             ended_at: jiff::Timestamp::now().as_millisecond(),
             last_seq: Some(run.log.next_seq()),
             usage: Some(driven.turn.usage.clone()),
+            calls: driven.turn.calls.clone(),
             error: error.as_ref().and_then(|error| serde_json::to_value(error).ok()),
             done: Some(Box::new(done.clone())),
         };
@@ -177,7 +180,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
             run_id: run.id,
             session_id: run.session_id.clone(),
             agent: run.agent.clone(),
-            model: run.model.clone(),
+            model: if turn.model.is_empty() { run.model.clone() } else { turn.model.clone() },
             content: turn.content(),
             finish_reason: turn.finish.filter(|_| complete),
             usage: turn.usage.clone(),

@@ -171,8 +171,14 @@ fn glance_at(run: &Run) -> Glance {
         done: ended.and_then(|ended| ended.partial.clone()),
         metadata: run.metadata.clone(),
     };
+    if let Some(done) = &glance.done {
+        glance.model.clone_from(&done.answer.model);
+    }
     run.log.last_event(|last| match last {
-        Event::Done(done) => glance.done = Some(done.clone()),
+        Event::Done(done) => {
+            glance.model.clone_from(&done.answer.model);
+            glance.done = Some(done.clone());
+        }
         Event::Failed(error) => glance.error = Some(error.clone()),
         _ => {}
     });
@@ -194,7 +200,7 @@ fn glance_back(record: RunRecord) -> Glance {
         id: record.id,
         session_id: Some(record.session_id),
         agent: record.agent,
-        model: record.model,
+        model: end.done.as_ref().map_or(record.model, |done| done.answer.model.clone()),
         status,
         created_at: record.created_at,
         ended_at: Some(end.ended_at),
@@ -213,6 +219,7 @@ fn ending(record: &RunRecord) -> RunEnd {
         usage: None,
         error: None,
         done: None,
+        calls: Vec::new(),
     })
 }
 

@@ -15,7 +15,7 @@ use super::{
     registry::{Admission, same_request},
 };
 use crate::{
-    agent::Turn,
+    agent::{Agent, ModelRef, Turn, step::Candidate},
     chat::{
         ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice, history,
     },
@@ -77,10 +77,7 @@ impl Runs {
         }
         let agent = self.agents.get(order.agent.as_deref())?.clone();
         let model = agent.model(order.model.as_deref())?;
-        let provider = self.providers.get(&model.provider).cloned().ok_or_else(|| Error {
-            field: Some("model".into()),
-            ..Error::new(ErrorCode::ModelNotAllowed, "There is no such provider here.")
-        })?;
+        let candidates = self.candidates(&agent, &model, order.model.as_deref())?;
         let mut request = ChatRequest {
             model: model.model.clone(),
             instructions: instructions(agent.instructions.as_deref(), order.context.as_ref()),
@@ -97,7 +94,7 @@ impl Runs {
                 "asks for a tool, and this agent has none",
             ));
         }
-        provider.check(&request).map_err(|refused| {
+        candidates[0].provider.check(&request).map_err(|refused| {
             Error::field(
                 ErrorCode::FieldInvalid,
                 refused.field,
@@ -163,7 +160,7 @@ impl Runs {
         drop(place);
         let driven = Driven {
             agent,
-            provider,
+            candidates,
             turn: Turn::new(request),
             include_reasoning: order.include_reasoning,
             version,
@@ -171,6 +168,19 @@ impl Runs {
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));
         Ok(run)
+    }
+
+    /// Who is asked, in order: the model, then the agent's fallbacks, unless the request named a model.
+    fn candidates(&self, agent: &Agent, model: &ModelRef, asked: Option<&str>) -> Result<Vec<Candidate>, Error> {
+        let fallbacks = agent.fallbacks.iter().filter(|_| asked.is_none());
+        let all = [model].into_iter().chain(fallbacks).map(|model| {
+            let provider = self.providers.get(&model.provider)?.clone();
+            Some(Candidate { model: model.clone(), provider })
+        });
+        all.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            let unknown = Error::new(ErrorCode::ModelNotAllowed, "There is no such provider here.");
+            Error { field: Some("model".into()), ..unknown }
+        })
     }
 
     /// The run that the order's key started before, if its log or its result is still there.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Commit;
 use crate::{
-    chat::{Done, Principal, RunId, SessionId, Usage},
+    chat::{Done, ModelCall, Principal, RunId, SessionId, Usage},
     error::Error,
 };
 
@@ -88,6 +88,8 @@ pub struct RunEnd {
     pub error: Option<serde_json::Value>,
     /// Its result: complete for a completed run, as far as it got for another.
     pub done: Option<Box<Done>>,
+    /// What each model call cost. Written; not read back with the run.
+    pub calls: Vec<ModelCall>,
 }
 
 /// Keeps runs.

@@ -20,7 +20,7 @@ use super::{
     StoredMessage, session::Loaded,
 };
 use crate::{
-    chat::{Principal, RunId, SessionId},
+    chat::{ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
 };
 
@@ -35,14 +35,13 @@ const READERS: u32 = 4;
 
 /// The schema's history. A file that has been released is never changed.
 fn migrations() -> Migrator {
-    let sql = include_str!("../../migrations/sqlite/0001_sessions_and_runs.sql").into_sql_str();
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "sessions and runs".into(),
-        MigrationType::Simple,
-        sql,
-        false,
-    )])
+    let simple = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        simple(1, "sessions and runs", include_str!("../../migrations/sqlite/0001_sessions_and_runs.sql")),
+        simple(2, "model calls", include_str!("../../migrations/sqlite/0002_model_calls.sql")),
+    ])
 }
 
 /// The store.
@@ -161,6 +160,7 @@ struct EndRow {
     usage: Option<String>,
     error: Option<String>,
     done: Option<String>,
+    calls: Vec<ModelCall>,
 }
 
 struct TurnRows {
@@ -223,6 +223,9 @@ impl Op {
                     && !turn.append(*run, now, db).await?
                 {
                     return Ok(0);
+                }
+                for call in &row.calls {
+                    write_call(*run, call, row.ended_at, &mut *db).await?;
                 }
                 sqlx::query("UPDATE runs SET status = ?, ended_at = ?, last_seq = ?, usage = ?, error = ?, done = ? WHERE id = ?")
                     .bind(status.as_str())
@@ -304,6 +307,27 @@ impl TurnRows {
         }
         Ok(true)
     }
+}
+
+/// Notes what a model call cost. Writing how a run ended again does not cost it again.
+async fn write_call(run: RunId, call: &ModelCall, ended_at: i64, db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let number = |number: Option<u64>| number.and_then(|number| i64::try_from(number).ok());
+    sqlx::query(
+        "INSERT INTO model_calls (run_id, round, model, input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, estimated, ended_at) \
+         SELECT id, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM runs WHERE id = ?1 ON CONFLICT DO NOTHING",
+    )
+    .bind(run.to_string())
+    .bind(call.round)
+    .bind(&call.model)
+    .bind(number(call.usage.input_tokens))
+    .bind(number(call.usage.output_tokens))
+    .bind(number(call.usage.cached_input_tokens))
+    .bind(number(call.usage.reasoning_tokens))
+    .bind(call.usage.estimated)
+    .bind(ended_at)
+    .execute(db)
+    .await
+    .map(drop)
 }
 
 /// The writer: until the store is closed, or everybody who could ask is gone.
@@ -527,6 +551,7 @@ impl RunStore for Sqlite {
                 usage: end.usage.as_ref().map(json),
                 error: end.error.as_ref().map(json),
                 done: end.done.as_ref().map(json),
+                calls: end.calls.clone(),
             };
             let turn = commit.map(|commit| TurnRows {
                 principal: commit.principal.clone(),
@@ -623,6 +648,7 @@ fn read_run(row: &SqliteRow) -> Result<RunRecord, sqlx::Error> {
             usage: optional("usage")?.map(|text| parse(&text)).transpose()?,
             error: optional("error")?.map(|text| parse(&text)).transpose()?,
             done: optional("done")?.map(|text| parse(&text)).transpose()?,
+            calls: Vec::new(),
         }),
     };
     Ok(RunRecord {

@@ -34,6 +34,7 @@ pub async fn respond(reader: Reader) -> Result<Response, Refusal> {
         reader,
         ready: Vec::new(),
         end: None,
+        unwritten: true,
     };
     let first = std::future::poll_fn(|cx| body.poll_first(cx));
     let _ = tokio::time::timeout(HOLD, first).await; // then the headers go without it
@@ -53,6 +54,8 @@ struct TextBody {
     /// Text that has been read and not been sent.
     ready: Vec<u8>,
     end: Option<End>,
+    /// Whether something was handed over (the headers, to begin with) that the server had no occasion to write yet.
+    unwritten: bool,
 }
 
 enum End {
@@ -72,7 +75,7 @@ impl TextBody {
 
     /// Reads what is in the log; ready with the number of events that the model is behind.
     fn poll_log(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let Self { reader, ready, end } = self;
+        let Self { reader, ready, end, .. } = self;
         let mut events = 0;
         let found = ready!(reader.poll_read(cx, |_, view| {
             match view {
@@ -103,6 +106,7 @@ impl http_body::Body for TextBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         loop {
             if !self.ready.is_empty() {
+                self.unwritten = true;
                 let text = Bytes::from(std::mem::take(&mut self.ready));
                 return Poll::Ready(Some(Ok(Frame::data(text))));
             }
@@ -111,10 +115,19 @@ impl http_body::Body for TextBody {
                     self.end = Some(End::Complete);
                     return Poll::Ready(None);
                 }
+                // An error makes the server drop what it has not written: it is to write the words before it first.
+                broken @ Some(End::Broken(_)) if self.unwritten => {
+                    (self.end, self.unwritten) = (broken, false);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Some(End::Broken(error)) => return Poll::Ready(Some(Err(error))),
                 None => {}
             }
-            ready!(self.poll_log(cx));
+            if self.poll_log(cx).is_pending() {
+                self.unwritten = false;
+                return Poll::Pending;
+            }
         }
     }
 }
