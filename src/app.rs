@@ -33,16 +33,8 @@ pub struct Running {
 /// # Errors
 /// Whatever keeps it from starting: settings, the store, the address.
 pub async fn serve(settings: Settings) -> Result<Running, Error> {
-    let config_error = |what: String| Error::new(ErrorCode::Internal, what);
     let listen_at = settings.listen;
-    if !listen_at.ip().is_loopback() && !settings.allow_anonymous {
-        return Err(config_error(format!(
-            "server.listen is {listen_at}, which is not loopback, and anybody who reaches it could use it; \
-             set auth.allow_anonymous = true if that is meant"
-        )));
-    }
-    let providers = Providers::new(settings.providers.clone()).map_err(|e| config_error(format!("providers.{e}")))?;
-    let agents = agents(&settings, &providers).map_err(config_error)?;
+    let (providers, agents) = staff(&settings)?;
     let store = store::open(&settings.store_url).await?;
     let listener = TcpListener::bind(listen_at)
         .await
@@ -121,6 +113,32 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
     }
 }
 
+/// Whether settings that are each for itself in order make a gateway together.
+///
+/// # Errors
+/// What keeps it from starting, as far as it can be told without starting it.
+pub fn check(settings: &Settings) -> Result<(), Error> {
+    staff(settings).map(drop)
+}
+
+/// Who answers, and who can be asked.
+fn staff(settings: &Settings) -> Result<(Providers, Agents), Error> {
+    let listen_at = settings.listen;
+    if !listen_at.ip().is_loopback() && !settings.allow_anonymous {
+        return Err(config_error(format!(
+            "server.listen is {listen_at}, which is not loopback, and anybody who reaches it could use it; \
+             set auth.allow_anonymous = true if that is meant"
+        )));
+    }
+    let providers = Providers::new(settings.providers.clone()).map_err(|e| config_error(format!("providers.{e}")))?;
+    let agents = agents(settings, &providers).map_err(config_error)?;
+    Ok((providers, agents))
+}
+
+fn config_error(what: String) -> Error {
+    Error::new(ErrorCode::Internal, what)
+}
+
 /// The configured agents, each with a provider that is there.
 fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> {
     let all: std::collections::BTreeMap<String, Arc<Agent>> = settings
@@ -129,8 +147,15 @@ fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> 
         .map(|agent| (agent.name.clone(), Arc::new(agent.clone())))
         .collect();
     for agent in all.values() {
-        if let Some(model) = agent.fallbacks.iter().find(|model| providers.get(&model.provider).is_none()) {
-            return Err(format!("agents.{}.fallbacks names {model}, whose provider is not configured", agent.name));
+        if let Some(model) = agent
+            .fallbacks
+            .iter()
+            .find(|model| providers.get(&model.provider).is_none())
+        {
+            return Err(format!(
+                "agents.{}.fallbacks names {model}, whose provider is not configured",
+                agent.name
+            ));
         }
         if providers.get(&agent.model.provider).is_none() {
             return Err(format!(

@@ -175,7 +175,12 @@ impl Settings {
 }
 
 /// What the usual variables say of a kind of provider; `None` if nothing.
-fn usual_provider(kind: &str, keys: &[&str], addresses: &[&str], environment: &BTreeMap<String, String>) -> Option<ProviderTree> {
+fn usual_provider(
+    kind: &str,
+    keys: &[&str],
+    addresses: &[&str],
+    environment: &BTreeMap<String, String>,
+) -> Option<ProviderTree> {
     let get = |name: &str| environment.get(name).cloned();
     let key = keys.iter().find_map(|name| get(name));
     let address = addresses.iter().find_map(|name| get(name));
@@ -193,7 +198,11 @@ fn usual_provider(kind: &str, keys: &[&str], addresses: &[&str], environment: &B
             found.default_model = get("AZURE_OPENAI_DEPLOYMENT");
             found.api_version = get("AZURE_OPENAI_API_VERSION");
             found.deployment = get("AZURE_OPENAI_DEPLOYMENT").filter(|_| found.api_version.is_some());
-            let v1 = if found.api_version.is_some() || endpoint.ends_with("/openai/v1") { "" } else { "/openai/v1" };
+            let v1 = if found.api_version.is_some() || endpoint.ends_with("/openai/v1") {
+                ""
+            } else {
+                "/openai/v1"
+            };
             found.base_url = Some(format!("{endpoint}{v1}"));
         }
         "ollama" => found.base_url = address.map(|address| ollama_address(&address)),
@@ -206,8 +215,15 @@ fn usual_provider(kind: &str, keys: &[&str], addresses: &[&str], environment: &B
 fn ollama_address(host: &str) -> String {
     let (scheme, rest) = host.split_once("://").unwrap_or(("http", host));
     let rest = rest.trim_end_matches('/');
-    let (name, port) = rest.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).unwrap_or((rest, ""));
-    let name = if matches!(name, "" | "0.0.0.0") { "127.0.0.1" } else { name };
+    let (name, port) = rest
+        .rsplit_once(':')
+        .filter(|(_, port)| port.parse::<u16>().is_ok())
+        .unwrap_or((rest, ""));
+    let name = if matches!(name, "" | "0.0.0.0") {
+        "127.0.0.1"
+    } else {
+        name
+    };
     let port = match (port, scheme) {
         ("", "https") => String::new(),
         ("", _) if !rest.contains('/') => ":11434".to_owned(),
@@ -246,6 +262,7 @@ fn explain(error: &serde_path_to_error::Error<config::ConfigError>) -> ConfigErr
         return wrong(format!("unknown setting {place}{unknown}{hint}"));
     }
     let what = match text.split_once("expected ") {
+        None if text.contains("does not have variant") => "not a word that it can be".to_owned(),
         Some((_, expected)) => format!("expected {}", expected.split(" for key").next().unwrap_or(expected)),
         None => text.split(" for key").next().unwrap_or(&text).to_owned(),
     };
@@ -520,8 +537,13 @@ impl Tree {
     /// missing where the address is the usual one: a key goes nowhere else by itself.
     fn add_usual_providers(&mut self, environment: &BTreeMap<String, String>) {
         for (kind, keys, addresses) in FROM_ENVIRONMENT {
-            let Some(found) = usual_provider(kind, keys, addresses, environment) else { continue };
-            let known = self.providers.entry((*kind).to_owned()).or_insert_with(|| found.clone());
+            let Some(found) = usual_provider(kind, keys, addresses, environment) else {
+                continue;
+            };
+            let known = self
+                .providers
+                .entry((*kind).to_owned())
+                .or_insert_with(|| found.clone());
             let keyless = known.api_key.is_none() && known.api_key_env.is_none() && known.api_key_file.is_none();
             if keyless && known.base_url.is_none() && known.kind.as_deref() == Some(*kind) {
                 known.api_key = found.api_key;
@@ -561,7 +583,10 @@ impl Tree {
                         .ok_or_else(|| wrong(format!("{} is missing", at(stringify!($key)))))?
                 };
             }
-            let max_event = tree.max_event.or(usual.and_then(|kind| kind.max_event)).or(limits.max_event);
+            let max_event = tree
+                .max_event
+                .or(usual.and_then(|kind| kind.max_event))
+                .or(limits.max_event);
             let max_event = max_event.ok_or_else(|| wrong(format!("{} is missing", at("max_event"))))?;
             all.push(ProviderSettings {
                 name: name.clone(),
@@ -581,7 +606,11 @@ impl Tree {
                     max_retries: limit!(max_retries),
                     max_event: max_event.0,
                 },
-                breaker: if limit!(breaker) { BreakerSwitch::On } else { BreakerSwitch::Off },
+                breaker: if limit!(breaker) {
+                    BreakerSwitch::On
+                } else {
+                    BreakerSwitch::Off
+                },
                 base_url,
                 kind,
             });
@@ -594,10 +623,20 @@ impl Tree {
         let usual = || {
             let provider = self.providers.get(name)?;
             let kind = provider.kind.as_ref().and_then(|kind| self.provider_kinds.get(kind));
-            let usual = provider.default_model.clone().or_else(|| kind.map(|kind| kind.default_model.clone()));
-            Some(ModelRef { provider: name.to_owned(), model: usual.filter(|model| !model.is_empty())? })
+            let usual = provider
+                .default_model
+                .clone()
+                .or_else(|| kind.map(|kind| kind.default_model.clone()));
+            Some(ModelRef {
+                provider: name.to_owned(),
+                model: usual.filter(|model| !model.is_empty())?,
+            })
         };
-        let wrong = || wrong(format!("{at}: {name:?} is not provider/model, nor a provider with a default model"));
+        let wrong = || {
+            wrong(format!(
+                "{at}: {name:?} is not provider/model, nor a provider with a default model"
+            ))
+        };
         ModelRef::parse(name).or_else(usual).ok_or_else(wrong)
     }
 
@@ -609,7 +648,12 @@ impl Tree {
                 .model
                 .as_deref()
                 .ok_or_else(|| wrong(format!("{} is missing", at("model"))))?;
-            let fallbacks = tree.fallbacks.0.iter().map(|model| self.model(model, &at("fallbacks"))).collect::<Result<_, _>>()?;
+            let fallbacks = tree
+                .fallbacks
+                .0
+                .iter()
+                .map(|model| self.model(model, &at("fallbacks")))
+                .collect::<Result<_, _>>()?;
             all.push(Agent {
                 name: name.clone(),
                 description: tree.description.clone(),

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::{
+    ffi::OsString,
     io::Write,
     net::{SocketAddr, TcpStream},
     path::PathBuf,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, builder::OsStringValueParser};
 use sluicegate::{
     app,
     config::{Flags, Settings},
@@ -28,8 +29,8 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     /// A file of settings (TOML); config/default.toml explains them all.
-    #[arg(long, global = true, env = "SLUICEGATE_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[arg(long, global = true, env = "SLUICEGATE_CONFIG", value_name = "FILE", value_parser = OsStringValueParser::new())]
+    config: Option<OsString>,
     /// Who answers: provider/model.
     #[arg(long, global = true, env = "SLUICEGATE_MODEL", value_name = "PROVIDER/MODEL")]
     model: Option<String>,
@@ -66,14 +67,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return print(OPENAPI);
     }
     let flags = Flags {
-        config: cli.config,
-        model: cli.model,
+        // An empty variable is none.
+        config: cli.config.filter(|path| !path.is_empty()).map(PathBuf::from),
+        model: cli.model.filter(|model| !model.is_empty()),
         listen: cli.listen,
     };
     let settings = Settings::load(&flags, std::env::vars()).map_err(|e| anyhow!("{e}"))?;
     match command {
         Command::Serve => serve(settings),
-        Command::CheckConfig => print(&settings.effective().map_err(|e| anyhow!("{e}"))?),
+        Command::CheckConfig => {
+            app::check(&settings).map_err(|e| anyhow!("{}", e.message))?;
+            print(&settings.effective().map_err(|e| anyhow!("{e}"))?)
+        }
         Command::Healthcheck => healthcheck(settings.listen),
         Command::Openapi => Ok(()),
     }

@@ -70,6 +70,9 @@ mod tests {
         patience.extend(Duration::from_secs(60));
         patience.extend(Duration::from_millis(50));
         patience.over().await;
-        assert!((1950..=1951).contains(&start.elapsed().as_millis()), "a shorter wait is kept too");
+        assert!(
+            (1950..=1951).contains(&start.elapsed().as_millis()),
+            "a shorter wait is kept too"
+        );
     }
 }

@@ -148,7 +148,9 @@ fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), 
     turn.count(&round);
     let (text, asked, carry) = round.complete();
     let calls = asked.iter().map(|a| a.call.clone()).collect();
-    turn.request.messages.push(Message::assistant(text, calls).carrying(carry));
+    turn.request
+        .messages
+        .push(Message::assistant(text, calls).carrying(carry));
     if asked.is_empty() {
         return Ok(());
     }

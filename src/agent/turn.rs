@@ -3,7 +3,9 @@
 
 use tokio::time::Instant;
 
-use crate::chat::{ChatRequest, FinishKind, Message, ModelCall, ToolCall, ToolRecord, Usage, fold::Round, history, usage};
+use crate::chat::{
+    ChatRequest, FinishKind, Message, ModelCall, ToolCall, ToolRecord, Usage, fold::Round, history, usage,
+};
 
 /// A turn.
 #[derive(Debug)]
@@ -108,7 +110,11 @@ impl Turn {
         let input = asked + self.request.messages.iter().map(history::tokens).sum::<u64>();
         cost.fill(input, usage::estimate(round.size()));
         self.usage.add(&cost);
-        self.calls.push(ModelCall { round: self.rounds, model: self.model.clone(), usage: cost });
+        self.calls.push(ModelCall {
+            round: self.rounds,
+            model: self.model.clone(),
+            usage: cost,
+        });
     }
 
     /// Records a call's result, for the model and for the answer.

@@ -138,7 +138,11 @@ impl Protocols {
             .max_send_buf_size(WRITE_BUFFER)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));
-        Self { http1, http2, first_bytes: settings.header_timeout }
+        Self {
+            http1,
+            http2,
+            first_bytes: settings.header_timeout,
+        }
     }
 
     /// Serves a connection to its end.

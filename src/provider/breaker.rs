@@ -33,10 +33,15 @@ impl Breaker {
     /// `Kind::Resting`, with the time left.
     pub fn admit(&self) -> Result<(), ProviderError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, Some(until)) = (Instant::now(), state.closed_again) else { return Ok(()) };
+        let (now, Some(until)) = (Instant::now(), state.closed_again) else {
+            return Ok(());
+        };
         if now < until {
             let resting = ProviderError::new(Kind::Resting, "it failed too often in a row");
-            return Err(ProviderError { retry_after: Some(until - now), ..resting });
+            return Err(ProviderError {
+                retry_after: Some(until - now),
+                ..resting
+            });
         }
         state.closed_again = Some(now + OPEN); // this one tries
         Ok(())

@@ -123,7 +123,10 @@ impl ProviderError {
     #[must_use]
     pub fn is_failure(&self) -> bool {
         use Kind::*;
-        matches!(self.kind, Connect | Tls | ConnectTimeout | FirstByte | FirstToken | EmptyReply | Overloaded | Server)
+        matches!(
+            self.kind,
+            Connect | Tls | ConnectTimeout | FirstByte | FirstToken | EmptyReply | Overloaded | Server
+        )
     }
 
     /// Whether another provider may do better: anything but a fault of the request's.
@@ -135,7 +138,10 @@ impl ProviderError {
     /// Whether nothing was sent, so that nothing can have been billed.
     #[must_use]
     pub fn unsent(&self) -> bool {
-        matches!(self.kind, Kind::Config | Kind::Connect | Kind::Tls | Kind::ConnectTimeout | Kind::Resting)
+        matches!(
+            self.kind,
+            Kind::Config | Kind::Connect | Kind::Tls | Kind::ConnectTimeout | Kind::Resting
+        )
     }
 }
 

@@ -135,7 +135,11 @@ impl FrameReader {
             line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
         }
         if self.framing == Framing::Ndjson {
-            return if line.trim_ascii().is_empty() { Ok(()) } else { each(Frame { event: b"", data: line }) };
+            return if line.trim_ascii().is_empty() {
+                Ok(())
+            } else {
+                each(Frame { event: b"", data: line })
+            };
         }
         if line.is_empty() {
             if self.has_data {

@@ -10,15 +10,21 @@ use secrecy::SecretString;
 
 use crate::chat::{ChatRequest, Chunk};
 
+pub mod anthropic;
+pub mod azure;
 pub mod breaker;
 pub mod decoding;
 pub mod demo;
 pub mod dialect;
 pub mod error;
 pub mod frame;
+pub mod gemini;
 #[cfg(test)]
 pub(crate) mod golden;
+pub mod groq;
+pub mod ollama;
 pub mod openai;
+pub mod responses;
 pub mod retry;
 pub mod upstream;
 
@@ -104,7 +110,16 @@ pub struct Limits {
 type Make = fn(ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError>;
 
 /// Every kind of provider: adding one is adding its row.
-pub const KINDS: &[(&str, Make)] = &[("openai", openai::provider), ("demo", demo::provider)];
+pub const KINDS: &[(&str, Make)] = &[
+    ("openai", openai::provider),
+    ("openai-responses", responses::provider),
+    ("anthropic", anthropic::provider),
+    ("gemini", gemini::provider),
+    ("groq", groq::provider),
+    ("azure", azure::provider),
+    ("ollama", ollama::provider),
+    ("demo", demo::provider),
+];
 
 /// Whether there is such a kind.
 #[must_use]

@@ -33,6 +33,8 @@ const MAX_ERROR_BODY: usize = 64 << 10;
 const TAIL: Duration = Duration::from_secs(2);
 /// The most bytes decoded before the chunks are passed on.
 const MAX_BATCH: usize = 64 << 10;
+/// How often at most to yield for another piece of a burst.
+const MAX_YIELDS: u8 = 2;
 /// Connections kept open for the next request.
 const MAX_IDLE: usize = 512;
 
@@ -68,15 +70,30 @@ impl<D: Dialect> HttpProvider<D> {
             headers: extra,
             limits,
             breaker,
-            ..
+            api_version,
+            deployment,
+            kind,
         } = settings;
         let wrong = |what: &str| ProviderError::config(&name, what);
+        if api_version.is_some() || deployment.is_some() {
+            return Err(wrong(&format!(
+                "api_version and deployment mean nothing to kind {kind:?}"
+            ))); // azure takes them out
+        }
         let address = url::Url::parse(&base_url).map_err(|e| wrong(&format!("base_url: {e}")))?;
         if !matches!(address.scheme(), "http" | "https") || !address.has_host() || address.query().is_some() {
             return Err(wrong("base_url must be http(s)://host[:port][/path]"));
         }
+        if !address.username().is_empty() || address.password().is_some() {
+            return Err(wrong(
+                "base_url is shown to people and must hold no password; api_key and headers are for that",
+            ));
+        }
         let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/x-ndjson, application/json"));
+        headers.insert(
+            ACCEPT,
+            HeaderValue::from_static("text/event-stream, application/x-ndjson, application/json"),
+        );
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(key) = api_key {
@@ -172,6 +189,7 @@ impl<D: Dialect> HttpProvider<D> {
             gap: self.limits.gap_timeout,
             spoke: false,
             over: false,
+            bursts: 1,
             failed: None,
         };
         let Some(mut batch) = reading.next().await? else {
@@ -220,7 +238,9 @@ impl<D: Dialect> Provider for HttpProvider<D> {
             let Call { path, body } = self.dialect.encode(request).map_err(|e| e.of(&self.name))?;
             let body = Bytes::from(body);
             let attempt = || async {
-                let Some(breaker) = &self.breaker else { return self.open(&path, body.clone()).await };
+                let Some(breaker) = &self.breaker else {
+                    return self.open(&path, body.clone()).await;
+                };
                 breaker.admit()?;
                 let outcome = self.open(&path, body.clone()).await;
                 breaker.note(&outcome);
@@ -243,6 +263,8 @@ struct Reading {
     spoke: bool,
     /// Whether nothing is to be read any more.
     over: bool,
+    /// How often it is worth to yield for another piece.
+    bursts: u8,
     /// What to say once the batch before it was delivered.
     failed: Option<ProviderError>,
 }
@@ -265,7 +287,7 @@ impl Reading {
         }
         if out.iter().any(Chunk::is_content) {
             self.spoke = true;
-            self.patience.extend(self.gap);
+            self.patience.extend(self.gap());
         }
         Ok(Some(out))
     }
@@ -290,20 +312,44 @@ impl Reading {
             if self.decoding.progress() == Progress::Over || taken >= MAX_BATCH {
                 return Ok(());
             }
-            piece = match self.body.chunk().now_or_never() {
+            piece = match self.another().await {
                 Some(piece) => piece,
                 None => return Ok(()),
             };
         }
     }
 
-    /// Decodes a piece. After the finish there is less patience: only numbers can follow.
+    /// Another piece, if there is one now. The client library hands over HTTP chunks one at a time, from a task of its own:
+    /// yielding lets the next arrive, so that what came in one segment leaves in one write. How often that is worth it is
+    /// learnt: a stream of single tokens is given one chance, one that comes in bursts as many as pay.
+    async fn another(&mut self) -> Option<reqwest::Result<Option<Bytes>>> {
+        for patience in 0..=self.bursts {
+            if let Some(piece) = self.body.chunk().now_or_never() {
+                self.bursts = MAX_YIELDS.min(self.bursts + u8::from(patience > 0));
+                return Some(piece);
+            }
+            if patience < self.bursts {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.bursts = self.bursts.saturating_sub(1).max(1);
+        None
+    }
+
+    /// How long may be silent what is under way: after the finish only numbers can follow.
+    fn gap(&self) -> Duration {
+        match self.decoding.progress() {
+            Progress::More => self.gap,
+            Progress::Finishing | Progress::Over => TAIL,
+        }
+    }
+
+    /// Decodes a piece. After the finish there is less patience, unless it turns out that it was none.
     fn take(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let before = self.decoding.progress();
         self.decoding.push(bytes, out)?;
-        if (before, self.decoding.progress()) == (Progress::More, Progress::Finishing) {
-            self.gap = TAIL;
-            self.patience.extend(TAIL);
+        if before != self.decoding.progress() {
+            self.patience.extend(self.gap());
         }
         Ok(())
     }

@@ -38,7 +38,10 @@ impl Runs {
             include_reasoning: driven.include_reasoning,
         };
         let Driven {
-            agent, candidates, turn, ..
+            agent,
+            candidates,
+            turn,
+            ..
         } = &mut driven;
         let mut say = |events: &mut Vec<Event>| run.log.append(events.drain(..));
         let work = AssertUnwindSafe(agent::answer(agent, candidates, bounds, turn, &mut say)).catch_unwind();
@@ -113,7 +116,10 @@ impl Runs {
         };
         let (status, error) = match (written, error) {
             (Err(unwritten), None) => {
-                let failed = RunEnd { error: serde_json::to_value(&unwritten).ok(), ..end.clone() };
+                let failed = RunEnd {
+                    error: serde_json::to_value(&unwritten).ok(),
+                    ..end.clone()
+                };
                 // If this cannot be written either, the row says after a restart that the run was interrupted.
                 let _ = self.write(run, RunStatus::Failed, &failed, None).await;
                 (RunStatus::Failed, Some(unwritten))
@@ -180,7 +186,11 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
             run_id: run.id,
             session_id: run.session_id.clone(),
             agent: run.agent.clone(),
-            model: if turn.model.is_empty() { run.model.clone() } else { turn.model.clone() },
+            model: if turn.model.is_empty() {
+                run.model.clone()
+            } else {
+                turn.model.clone()
+            },
             content: turn.content(),
             finish_reason: turn.finish.filter(|_| complete),
             usage: turn.usage.clone(),
@@ -188,11 +198,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
             tool_calls: turn.tools.clone(),
             structured_data: None,
             artifact_files: Vec::new(),
-            messages: turn
-                .added()
-                .iter()
-                .map(crate::chat::Message::shown)
-                .collect(),
+            messages: turn.added().iter().map(crate::chat::Message::shown).collect(),
             metadata: run.metadata.clone(),
         },
         duration_ms: millis(run.began.elapsed()),

@@ -132,7 +132,7 @@ impl Runs {
     /// # Errors
     /// The store's.
     pub async fn erase(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
-        if let Some(run) = self.registry.holder(principal, session) {
+        for run in self.registry.unended(principal, session) {
             run.cancel.cancel();
             let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // a commit that comes later finds no session
         }

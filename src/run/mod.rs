@@ -1,5 +1,5 @@
 //! A run and its log. A run is a task that writes its log ([`start`]); a client is a reader of the log ([`log`]);
-//! who runs where, and what ends it, is in [`registry`] and [`drive`].
+//! who runs where, and what ends it, is in [`registry`] and `drive`.
 
 use std::{
     collections::BTreeMap,

@@ -101,9 +101,11 @@ impl Registry {
         Ok(Admission::Admitted)
     }
 
-    /// The run lets go of its session: called before its last event is told, so that who reads it can go on at once.
+    /// The run lets go of its session and of its place among those that run: called before its last event is told, so
+    /// that who reads it can go on at once.
     pub fn release(&self, run: &Run, keep_key: bool) {
         let mut books = self.books();
+        books.running -= 1;
         if let Some(id) = &run.session_id {
             books.sessions.remove(&(run.principal.clone(), id.clone()));
         }
@@ -114,19 +116,14 @@ impl Registry {
 
     /// The run's last event is told: its log can be read for the replay window.
     pub fn finished(&self, run: &Run) {
-        let mut books = self.books();
-        books.running -= 1;
-        books.finished.push_back((Instant::now(), run.id));
-        drop(books);
+        self.books().finished.push_back((Instant::now(), run.id));
         self.ended.notify_one();
     }
 
     /// The run never began.
     pub fn withdraw(&self, run: &Run) {
         self.release(run, false);
-        let mut books = self.books();
-        books.running -= 1;
-        books.runs.remove(&run.id);
+        self.books().runs.remove(&run.id);
     }
 
     /// A run of this principal's whose log is held.
@@ -145,11 +142,12 @@ impl Registry {
         books.runs.get(id).cloned()
     }
 
-    /// The run that holds a session.
-    pub fn holder(&self, principal: &Principal, session: &SessionId) -> Option<Arc<Run>> {
+    /// The runs of a session whose last event has not been told: the one that holds it, and one that lets go just now.
+    pub fn unended(&self, principal: &Principal, session: &SessionId) -> Vec<Arc<Run>> {
         let books = self.books();
-        let id = books.sessions.get(&(principal.clone(), session.clone()))?;
-        books.runs.get(id).cloned()
+        let theirs = |run: &&Arc<Run>| run.principal == *principal && run.session_id.as_ref() == Some(session);
+        let runs = books.runs.values().filter(theirs);
+        runs.filter(|run| !run.log.ended()).cloned().collect()
     }
 
     /// Forgets the ended runs of a session.

@@ -175,11 +175,17 @@ impl Runs {
         let fallbacks = agent.fallbacks.iter().filter(|_| asked.is_none());
         let all = [model].into_iter().chain(fallbacks).map(|model| {
             let provider = self.providers.get(&model.provider)?.clone();
-            Some(Candidate { model: model.clone(), provider })
+            Some(Candidate {
+                model: model.clone(),
+                provider,
+            })
         });
         all.collect::<Option<Vec<_>>>().ok_or_else(|| {
             let unknown = Error::new(ErrorCode::ModelNotAllowed, "There is no such provider here.");
-            Error { field: Some("model".into()), ..unknown }
+            Error {
+                field: Some("model".into()),
+                ..unknown
+            }
         })
     }
 

@@ -39,8 +39,16 @@ fn migrations() -> Migrator {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
     Migrator::with_migrations(vec![
-        simple(1, "sessions and runs", include_str!("../../migrations/sqlite/0001_sessions_and_runs.sql")),
-        simple(2, "model calls", include_str!("../../migrations/sqlite/0002_model_calls.sql")),
+        simple(
+            1,
+            "sessions and runs",
+            include_str!("../../migrations/sqlite/0001_sessions_and_runs.sql"),
+        ),
+        simple(
+            2,
+            "model calls",
+            include_str!("../../migrations/sqlite/0002_model_calls.sql"),
+        ),
     ])
 }
 
@@ -51,7 +59,7 @@ pub struct Sqlite {
     writer: TaskTracker,
     closing: CancellationToken,
     /// Held as long as the store is open: two gateways on one file would interrupt each other's runs.
-    _lock: File,
+    lock: File,
 }
 
 impl Sqlite {
@@ -103,7 +111,7 @@ impl Sqlite {
             reads,
             writer: tasks,
             closing,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -408,6 +416,8 @@ impl Store for Sqlite {
             self.closing.cancel();
             self.writer.wait().await;
             self.reads.close().await;
+            // Said, not left to the descriptor's end: a child that is being started holds a copy of it for a moment.
+            let _ = self.lock.unlock();
         })
     }
 }

@@ -20,9 +20,9 @@ use crate::{
     },
 };
 
-/// Decodes one answer.
+/// Decodes one answer. A dialect that is this one with quirks has it inside a decoder of its own.
 #[derive(Default)]
-pub(super) struct OpenAiDecoder {
+pub(in crate::provider) struct OpenAiDecoder {
     calls: Vec<Call>,
     finish: Option<String>,
     usage: Usage,
@@ -169,7 +169,7 @@ impl OpenAiDecoder {
     }
 
     /// The last usage that has numbers wins; numbers that are none (negative, beyond 2^53) are unknown.
-    fn read_usage(&mut self, raw: &str) {
+    pub(in crate::provider) fn read_usage(&mut self, raw: &str) {
         let Ok(raw) = serde_json::from_str::<Value>(raw) else {
             return;
         };
@@ -229,12 +229,18 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
 
 fn parse(text: &str) -> Result<Completion<'_>, ProviderError> {
     // The parser's own sentence quotes what it read.
-    let what = |e: serde_json::Error| format!("an event that is not one: {:?} error at byte {}", e.classify(), e.column());
+    let what = |e: serde_json::Error| {
+        format!(
+            "an event that is not one: {:?} error at byte {}",
+            e.classify(),
+            e.column()
+        )
+    };
     serde_json::from_str(text).map_err(|e| ProviderError::new(Kind::Protocol, what(e)))
 }
 
 /// An error object, wherever it stood.
-fn reported(error: &Value) -> ProviderError {
+pub(in crate::provider) fn reported(error: &Value) -> ProviderError {
     let word = |name: &str| match error.get(name) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),
@@ -244,25 +250,50 @@ fn reported(error: &Value) -> ProviderError {
     if let Value::String(text) = error {
         message.clone_from(text);
     }
-    let says = |what: &str| code == what || kind == what;
-    let found = if says("context_length_exceeded") || message.contains("maximum context length") {
+    // `rate_limit_exceeded`, `RateLimitReached`: the spellings of compatible servers differ.
+    let plain = |word: &str| word.replace(['_', '-', ' '], "").to_ascii_lowercase();
+    let (plain_code, plain_kind) = (plain(&code), plain(&kind));
+    let says = |words: &[&str]| words.contains(&plain_code.as_str()) || words.contains(&plain_kind.as_str());
+    let found = if says(&["contextlengthexceeded"]) || message.contains("maximum context length") {
         Kind::ContextTooLong
-    } else if says("insufficient_quota") {
+    } else if says(&["insufficientquota"]) {
         Kind::Quota
-    } else if says("rate_limit_exceeded") || says("429") {
+    } else if says(&[
+        "ratelimitexceeded",
+        "ratelimitreached",
+        "ratelimiterror",
+        "toomanyrequests",
+        "429",
+    ]) {
         Kind::RateLimited
-    } else if says("overloaded_error") || says("overloaded") || says("server_overloaded") || says("503") || says("529")
-    {
+    } else if says(&[
+        "overloadederror",
+        "overloaded",
+        "serveroverloaded",
+        "serviceunavailable",
+        "503",
+        "529",
+    ]) {
         Kind::Overloaded
-    } else if says("server_error") || says("internal_server_error") || says("500") {
+    } else if says(&[
+        "servererror",
+        "internalservererror",
+        "internalerror",
+        "badgateway",
+        "500",
+        "502",
+        "504",
+    ]) {
         Kind::Server
-    } else if says("invalid_api_key") || says("authentication_error") || says("401") {
+    } else if says(&["invalidapikey", "authenticationerror", "unauthorized", "401", "403"]) {
         Kind::Auth
     } else {
         Kind::Reported
     };
     // Their sentence may repeat our key or the user's words, so it stays out of the log; their codes are kept.
-    let is_code = |text: &&str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let is_word = |text: &str| text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_');
+    let is_number = |text: &str| text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
+    let is_code = |text: &&str| !text.is_empty() && (is_word(text) || is_number(text));
     let codes: Vec<&str> = [code.as_str(), kind.as_str()].into_iter().filter(is_code).collect();
     ProviderError::new(found, codes.join(", "))
 }
@@ -428,6 +459,11 @@ mod tests {
             ),
             (r#"{"error":{"message":"x","code":"insufficient_quota"}}"#, Kind::Quota),
             (r#"{"error":{"message":"x","code":503}}"#, Kind::Overloaded),
+            (
+                r#"{"error":{"message":"x","code":"RateLimitReached"}}"#,
+                Kind::RateLimited,
+            ),
+            (r#"{"error":{"message":"x","code":"401"}}"#, Kind::Auth),
             (r#"{"error":"gone"}"#, Kind::Reported),
         ] {
             assert_eq!(

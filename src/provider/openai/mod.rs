@@ -19,6 +19,8 @@ mod decode;
 mod encode;
 mod wire;
 
+pub(in crate::provider) use decode::{OpenAiDecoder, reported};
+
 /// The dialect.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenAi;

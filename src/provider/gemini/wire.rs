@@ -1,0 +1,109 @@
+//! The fields of Gemini's answers that we read; all others are ignored (`safetyRatings`, `groundingMetadata`, …).
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Number, value::RawValue};
+
+/// `GenerateContentResponse`: an event of the stream, an element of the array that comes without `alt=sse`, or the whole.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Response<'a> {
+    #[serde(borrow, default)]
+    pub(super) candidates: Option<Vec<Candidate<'a>>>,
+    #[serde(borrow, default)]
+    pub(super) prompt_feedback: Option<PromptFeedback<'a>>,
+    /// In nearly every event; the last counts.
+    #[serde(borrow, default)]
+    pub(super) usage_metadata: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PromptFeedback<'a> {
+    #[serde(borrow, default)]
+    pub(super) block_reason: Option<Word<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Candidate<'a> {
+    #[serde(default)]
+    pub(super) index: Option<u64>,
+    #[serde(borrow, default)]
+    pub(super) content: Option<Content<'a>>,
+    #[serde(borrow, default)]
+    pub(super) finish_reason: Option<Word<'a>>,
+}
+
+/// A member of an enumeration: its name, or its number where enumerations are encoded so.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Word<'a> {
+    Name(#[serde(borrow)] Cow<'a, str>),
+    Number(u32),
+}
+
+#[derive(Deserialize)]
+pub(super) struct Content<'a> {
+    #[serde(borrow, default)]
+    pub(super) parts: Option<Vec<Part<'a>>>,
+}
+
+/// One of many kinds, told apart by which field it has. `inlineData` and what is not known yet have none of these.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Part<'a> {
+    #[serde(borrow, default)]
+    pub(super) text: Option<Cow<'a, str>>,
+    /// Whether the text is a summary of the model's thinking.
+    #[serde(default)]
+    pub(super) thought: Option<bool>,
+    #[serde(borrow, default)]
+    pub(super) thought_signature: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub(super) function_call: Option<FunctionCall<'a>>,
+    /// Tools that Google runs: code and its result, searches and theirs.
+    #[serde(default)]
+    pub(super) executable_code: Option<IgnoredAny>,
+    #[serde(default)]
+    pub(super) tool_call: Option<IgnoredAny>,
+    #[serde(default)]
+    pub(super) code_execution_result: Option<IgnoredAny>,
+    #[serde(default)]
+    pub(super) tool_response: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FunctionCall<'a> {
+    /// From newer models only.
+    #[serde(borrow, default)]
+    pub(super) id: Option<Cow<'a, str>>,
+    /// Absent on what continues a call.
+    #[serde(borrow, default)]
+    pub(super) name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub(super) args: Option<&'a RawValue>,
+    /// Arguments piece by piece (`streamFunctionCallArguments`, which we do not ask for).
+    #[serde(borrow, default)]
+    pub(super) partial_args: Option<Vec<PartialArg<'a>>>,
+    #[serde(default)]
+    pub(super) will_continue: Option<bool>,
+}
+
+/// One value of a call's arguments, or a piece of a string. Without any value it is `null`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PartialArg<'a> {
+    #[serde(borrow, default)]
+    pub(super) json_path: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) string_value: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub(super) number_value: Option<Number>,
+    #[serde(default)]
+    pub(super) bool_value: Option<bool>,
+}
