@@ -1,3 +1,21 @@
 //! The gateway from outside: stories with bytes at both ends, by subject. One binary.
 
+mod fallbacks;
+mod formats;
+mod gemini;
 mod house;
+mod provider;
+mod recorded;
+mod upstream_faults;
+
+mod bad_requests;
+mod contract;
+mod front_door;
+mod settings;
+mod walls;
+
+mod browser;
+mod process;
+mod runs;
+mod sessions;
+mod stores;

@@ -160,7 +160,7 @@ impl Connection {
     }
 
     async fn from_socket(socket: TcpSocket, peer: SocketAddr) -> Self {
-        let stream = soon(format_args!("a connection to {peer}"), socket.connect(peer)).await;
+        let stream = soon(format!("a connection to {peer}"), socket.connect(peer)).await;
         let stream = stream.unwrap_or_else(|error| panic!("cannot connect to {peer}: {error}"));
         stream.set_nodelay(true).unwrap();
         Self {

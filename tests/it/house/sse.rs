@@ -318,7 +318,7 @@ fn check_chunk(data: &[String], chunk_type: &str, (run_id, seq): (&str, u64)) ->
             chunk["content"].is_string() && (matches!(chunk_type, "text" | "reasoning") || content.is_empty()),
         ),
         ("delta", chunk["delta"] == chunk["content"]),
-        ("is_final", chunk["is_final"] == (is_error || chunk_type == "done")),
+        ("is_final", chunk["is_final"] == (chunk_type == "done")),
         (
             "session_id",
             chunk.get("session_id").is_some_and(|id| id.is_string() || id.is_null()),

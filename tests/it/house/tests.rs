@@ -29,7 +29,7 @@ mod reader {
         chunk("done", seq, &json!({"is_final": true}))
     }
     fn failed(seq: u64) -> String {
-        chunk("error", seq, &json!({"is_final": true, "error": {"code": "cancelled"}}))
+        chunk("error", seq, &json!({"error": {"code": "cancelled"}}))
     }
     fn read(reader: Reader, pieces: &[&[u8]]) -> Result<Transcript, String> {
         let mut reader = reader;
@@ -141,7 +141,7 @@ mod reader {
                 after_start(&done(1).replace("\"chunk_index\":1", "\"chunk_index\":2")),
             ),
             ("not final", after_start(&chunk("done", 1, &json!({})))),
-            ("no code", after_start(&chunk("error", 1, &json!({"is_final": true})))),
+            ("no code", after_start(&chunk("error", 1, &json!({})))),
             (
                 "a line separator",
                 after_start(&chunk(

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -46,6 +48,8 @@ struct State {
     open: usize,
     /// When a peer closed in the middle of a script.
     hang_ups: Vec<Instant>,
+    /// Bytes that the sockets took; a change of this wakes nobody.
+    sent: AtomicU64,
 }
 
 /// What the peer gets to see once the steps are through.
@@ -134,6 +138,11 @@ impl Upstream {
         self.state.borrow().open
     }
 
+    /// How many bytes its sockets have taken so far: what peers read, and what kernels keep for them.
+    pub(crate) fn sent(&self) -> u64 {
+        self.state.borrow().sent.load(Relaxed)
+    }
+
     /// Waits for the first request, then at each call for the next.
     pub(crate) async fn next_request(&self) -> Request {
         let number = self.requests_given.fetch_add(1, Relaxed);
@@ -181,7 +190,11 @@ async fn accept(listener: TcpListener, state: watch::Sender<State>, pick: Pick) 
 /// One connection: requests, each with its script.
 async fn converse(mut stream: TcpStream, connection: usize, state: watch::Sender<State>, pick: Pick) {
     stream.set_nodelay(true).expect("a fresh socket");
-    let (read, mut write) = stream.split();
+    let (read, write) = stream.split();
+    let mut write = Counting {
+        to: write,
+        state: state.clone(),
+    };
     let mut incoming = Incoming::new(read);
     while let Some(mut request) = read_request(&mut incoming).await {
         state.send_modify(|state| {
@@ -209,6 +222,30 @@ async fn converse(mut stream: TcpStream, connection: usize, state: watch::Sender
             Some(After::ResetOnReuse) | None => {}
         }
         return;
+    }
+}
+
+/// Counts the bytes that are written through it.
+struct Counting<W> {
+    to: W,
+    state: watch::Sender<State>,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Counting<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.to).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(count)) = written {
+            self.state.borrow().sent.fetch_add(count as u64, Relaxed);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_shutdown(cx)
     }
 }
 

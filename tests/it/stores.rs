@@ -1,0 +1,930 @@
+//! What every store must do: one suite, run by each. A new store is one line in [`every_store!`].
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test, what cannot be is a failure"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, json};
+use sluicegate::chat::{Answer, Done, FinishKind, Image, Message, Principal, RunId, SessionId, ToolCall, Usage};
+use sluicegate::error::{Error, ErrorCode};
+use sluicegate::store::{self, Commit, MessageStatus, RunEnd, RunRecord, RunStatus, Session, Store};
+use tempfile::TempDir;
+
+/// A store, and the folder that goes with it.
+struct Kept {
+    store: Arc<dyn Store>,
+    folder: TempDir,
+}
+
+impl std::ops::Deref for Kept {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.store
+    }
+}
+
+/// Opens a fresh store; `FOLDER` in the URL is a folder of its own.
+async fn fresh(url: &str) -> Kept {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let url = url.replace("FOLDER", folder.path().to_str().expect("a plain path"));
+    let store = store::open(&url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+    Kept { store, folder }
+}
+
+/// Which stores there are.
+macro_rules! every_store {
+    ($($store:ident $url:literal;)*) => { $( mod $store { suite!($url); } )* };
+}
+
+/// The suite.
+macro_rules! suite {
+    ($url:literal: $($story:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $story() {
+                super::$story(&super::fresh($url).await).await;
+            }
+        )*
+    };
+    ($url:literal) => {
+        suite! { $url:
+            a_first_run_makes_its_session
+            a_made_session_is_made_once
+            what_is_appended_is_loaded_in_its_order
+            a_message_comes_back_as_it_was
+            a_lost_race_is_a_conflict_and_writes_nothing_at_all
+            a_run_that_ends_without_a_turn_leaves_the_session_alone
+            a_run_comes_back_as_it_was
+            erasing_takes_everything_of_the_session_and_nothing_else
+            an_erased_session_does_not_come_back_under_an_old_version
+            sessions_are_listed_newest_first_page_by_page
+            messages_are_given_page_by_page
+            a_key_finds_the_newest_run_that_goes_on_or_is_complete
+            what_an_interrupted_run_was_told_is_kept
+            idle_sessions_expire_and_busy_ones_do_not
+            many_turns_at_once_are_all_there
+            it_says_that_it_is_ready
+        }
+    };
+}
+
+every_store! {
+    sqlite "sqlite://FOLDER/store.db";
+    memory "memory:";
+}
+
+fn ada() -> Principal {
+    Principal::named("ada")
+}
+
+fn id(text: &str) -> SessionId {
+    text.parse().expect("a session's id")
+}
+
+fn run(principal: &Principal, session: &SessionId, created_at: i64) -> RunRecord {
+    RunRecord {
+        id: RunId::new(),
+        principal: principal.clone(),
+        session_id: session.clone(),
+        agent: "assistant".into(),
+        model: "openai/test-model".into(),
+        metadata: BTreeMap::new(),
+        created_at,
+        idempotency: None,
+        status: RunStatus::Running,
+        end: None,
+    }
+}
+
+fn end(ended_at: i64) -> RunEnd {
+    RunEnd {
+        calls: vec![],
+        ended_at,
+        last_seq: Some(2),
+        usage: None,
+        error: None,
+        done: None,
+    }
+}
+
+fn turn(number: usize) -> [Message; 2] {
+    [
+        Message::user(format!("question {number}"), vec![]),
+        Message::assistant(format!("answer {number}"), vec![]),
+    ]
+}
+
+fn commit<'a>(run: &'a RunRecord, after_version: i64, messages: &'a [Message]) -> Commit<'a> {
+    Commit {
+        principal: &run.principal,
+        session: &run.session_id,
+        after_version,
+        messages,
+        status: MessageStatus::Complete,
+    }
+}
+
+/// A whole turn: a run that begins and completes.
+async fn add(store: &Kept, principal: &Principal, session: &SessionId, messages: &[Message]) -> RunRecord {
+    let run = run(principal, session, 1_000);
+    let version = store.begin(&run, "user").await.expect("a beginning");
+    let commit = commit(&run, version, messages);
+    store
+        .end(run.id, RunStatus::Completed, &end(2_000), Some(commit))
+        .await
+        .expect("an end");
+    run
+}
+
+async fn session(store: &Kept, principal: &Principal, id: &SessionId) -> Option<Session> {
+    store.session(principal, id).await.expect("a store that can be read")
+}
+
+/// The session's messages as `(content, status)`.
+async fn said(store: &Kept, principal: &Principal, id: &SessionId) -> Vec<(String, MessageStatus)> {
+    let messages = store
+        .messages(principal, id, 0, 1_000)
+        .await
+        .expect("a store that can be read");
+    messages
+        .into_iter()
+        .map(|stored| (stored.message.content, stored.status))
+        .collect()
+}
+
+fn code<T: std::fmt::Debug>(outcome: Result<T, Error>) -> ErrorCode {
+    outcome.expect_err("a refusal").code
+}
+
+async fn a_first_run_makes_its_session(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    assert_eq!(session(store, &ada, &s).await, None);
+    assert_eq!(store.load(&ada, &s).await.unwrap(), None);
+    let first = run(&ada, &s, 1_234);
+    let version = store.begin(&first, "grace").await.unwrap();
+    let made = session(store, &ada, &s).await.expect("the session");
+    assert_eq!(
+        (
+            made.id.as_str(),
+            made.user_id.as_str(),
+            made.agent.as_str(),
+            made.message_count
+        ),
+        ("s", "grace", "assistant", 0)
+    );
+    assert_eq!(
+        (made.created_at, made.updated_at, made.version),
+        (1_234, 1_234, version)
+    );
+    let (loaded, messages) = store.load(&ada, &s).await.unwrap().expect("the session");
+    assert_eq!((loaded, messages), (made.clone(), vec![]));
+    // A second run takes it as it is.
+    let again = RunRecord {
+        agent: "other".into(),
+        ..run(&ada, &s, 9_999)
+    };
+    assert_eq!(store.begin(&again, "somebody else").await.unwrap(), version);
+    assert_eq!(session(store, &ada, &s).await, Some(made));
+    // Both are there to be found, as running.
+    for record in [first, again] {
+        assert_eq!(store.run(&ada, record.id).await.unwrap(), Some(record));
+    }
+}
+
+async fn a_made_session_is_made_once(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let wanted = Session {
+        id: s.clone(),
+        user_id: "grace".into(),
+        agent: "assistant".into(),
+        metadata: BTreeMap::from([("plan".into(), "gold".into())]),
+        message_count: 0,
+        version: 0,
+        created_at: 1_000,
+        updated_at: 1_000,
+    };
+    let made = store.create(&ada, wanted.clone()).await.unwrap();
+    assert_eq!(
+        Session {
+            version: 0,
+            ..made.clone()
+        },
+        wanted
+    );
+    let other = Session {
+        user_id: "else".into(),
+        created_at: 2_000,
+        ..wanted
+    };
+    assert_eq!(store.create(&ada, other).await.unwrap(), made);
+    assert_eq!(session(store, &ada, &s).await, Some(made.clone()));
+    // And a run goes on with it.
+    assert_eq!(store.begin(&run(&ada, &s, 3_000), "user").await.unwrap(), made.version);
+    assert_eq!(session(store, &ada, &s).await.unwrap().metadata["plan"], "gold");
+}
+
+async fn what_is_appended_is_loaded_in_its_order(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let (mut versions, mut expected, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..12 {
+        let record = run(&ada, &s, 1_000);
+        let version = store.begin(&record, "user").await.unwrap();
+        let messages = turn(number);
+        let status = if number == 5 {
+            MessageStatus::Cancelled
+        } else {
+            MessageStatus::Complete
+        };
+        let commit = Commit {
+            status,
+            ..commit(&record, version, &messages)
+        };
+        store
+            .end(record.id, RunStatus::Completed, &end(2_000), Some(commit))
+            .await
+            .unwrap();
+        versions.push(session(store, &ada, &s).await.unwrap().version);
+        expected.extend(messages.map(|message| (message, status)));
+        runs.extend([record.id; 2]);
+    }
+    let (loaded, messages) = store.load(&ada, &s).await.unwrap().expect("the session");
+    assert_eq!(
+        messages,
+        expected.iter().map(|(message, _)| message.clone()).collect::<Vec<_>>()
+    );
+    assert_eq!((loaded.message_count, loaded.version), (24, versions[11]));
+    assert!(loaded.updated_at >= loaded.created_at);
+    let stored = store.messages(&ada, &s, 0, 100).await.unwrap();
+    assert_eq!(stored.iter().map(|stored| stored.run_id).collect::<Vec<_>>(), runs);
+    assert_eq!(
+        stored
+            .into_iter()
+            .map(|stored| (stored.message, stored.status))
+            .collect::<Vec<_>>(),
+        expected
+    );
+    versions.sort_unstable();
+    versions.dedup();
+    assert_eq!(versions.len(), 12, "each turn has a version of its own");
+}
+
+async fn a_message_comes_back_as_it_was(store: &Kept) {
+    let (ada, s) = (ada(), id("A-b_c.d:9"));
+    let arguments = json!({"a": [1, {"b": null}], "c": "“é” \u{1F469}\u{200D}\u{1F469}", "n": 1.5})
+        .as_object()
+        .unwrap()
+        .clone();
+    let call = |id: &str, arguments: Map<String, serde_json::Value>| ToolCall {
+        id: id.into(),
+        name: "f".into(),
+        arguments,
+    };
+    let image = Image {
+        media_type: "image/png".into(),
+        data: "iVBORw0KGgo=".into(),
+    };
+    let messages = [
+        Message::user("'; DROP TABLE messages; --\r\n\u{2028}\t\\\"", vec![image]),
+        Message::assistant("", vec![call("a", arguments), call("b", Map::new())]),
+        Message::tool("a", "世界\n"),
+        Message::tool("b", ""),
+        Message::assistant("x".repeat(300_000), vec![]),
+    ];
+    add(store, &ada, &s, &messages).await;
+    assert_eq!(store.load(&ada, &s).await.unwrap().expect("the session").1, messages);
+}
+
+async fn a_lost_race_is_a_conflict_and_writes_nothing_at_all(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let (slow, quick) = (run(&ada, &s, 1_000), run(&ada, &s, 1_000));
+    let version = store.begin(&slow, "user").await.unwrap();
+    assert_eq!(store.begin(&quick, "user").await.unwrap(), version);
+    let (mine, theirs) = (turn(1), turn(2));
+    store
+        .end(
+            quick.id,
+            RunStatus::Completed,
+            &end(2_000),
+            Some(commit(&quick, version, &theirs)),
+        )
+        .await
+        .unwrap();
+    let after = session(store, &ada, &s).await;
+    let lost = store
+        .end(
+            slow.id,
+            RunStatus::Completed,
+            &end(3_000),
+            Some(commit(&slow, version, &mine)),
+        )
+        .await;
+    assert_eq!(code(lost), ErrorCode::SessionBusy);
+    assert_eq!(session(store, &ada, &s).await, after);
+    assert_eq!(store.load(&ada, &s).await.unwrap().unwrap().1, theirs);
+    let row = store.run(&ada, slow.id).await.unwrap().unwrap();
+    assert_eq!(
+        (row.status, row.end),
+        (RunStatus::Running, None),
+        "the run's end is part of the turn that was not written"
+    );
+    // It can still be said that it failed.
+    store.end(slow.id, RunStatus::Failed, &end(4_000), None).await.unwrap();
+    assert_eq!(
+        store.run(&ada, slow.id).await.unwrap().unwrap().status,
+        RunStatus::Failed
+    );
+    assert_eq!(session(store, &ada, &s).await, after);
+    // A version of the future is none either, nor is a session that never was.
+    let early = run(&ada, &s, 5_000);
+    let version = store.begin(&early, "user").await.unwrap();
+    let future = store
+        .end(
+            early.id,
+            RunStatus::Completed,
+            &end(6_000),
+            Some(commit(&early, version + 1, &mine)),
+        )
+        .await;
+    assert_eq!(code(future), ErrorCode::SessionBusy);
+    let nowhere = run(&ada, &id("nowhere"), 5_000);
+    let lost = store
+        .end(
+            nowhere.id,
+            RunStatus::Completed,
+            &end(6_000),
+            Some(commit(&nowhere, 0, &mine)),
+        )
+        .await;
+    assert_eq!(code(lost), ErrorCode::SessionBusy);
+    assert_eq!(session(store, &ada, &id("nowhere")).await, None);
+}
+
+async fn a_run_that_ends_without_a_turn_leaves_the_session_alone(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    add(store, &ada, &s, &turn(1)).await;
+    let before = session(store, &ada, &s).await;
+    for status in [RunStatus::Failed, RunStatus::Cancelled, RunStatus::Interrupted] {
+        let record = run(&ada, &s, 1_000);
+        store.begin(&record, "user").await.unwrap();
+        store.end(record.id, status, &end(2_000), None).await.unwrap();
+        let row = store.run(&ada, record.id).await.unwrap().unwrap();
+        assert_eq!((row.status, row.end), (status, Some(end(2_000))));
+        assert_eq!(session(store, &ada, &s).await, before);
+    }
+    assert_eq!(said(store, &ada, &s).await.len(), 2);
+}
+
+async fn a_run_comes_back_as_it_was(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let mut record = RunRecord {
+        metadata: BTreeMap::from([("k".into(), "“v”".into())]),
+        idempotency: Some(("key".into(), "print".into())),
+        ..run(&ada, &s, 1_000)
+    };
+    let version = store.begin(&record, "user").await.unwrap();
+    let usage = Usage {
+        input_tokens: Some(0),
+        output_tokens: Some(u64::from(u32::MAX) + 1),
+        estimated: true,
+        ..Usage::default()
+    };
+    let messages = turn(1);
+    let answer = Answer {
+        run_id: record.id,
+        session_id: Some(s.clone()),
+        agent: "assistant".into(),
+        model: "openai/test-model".into(),
+        content: "answer 1".into(),
+        finish_reason: Some(FinishKind::Stop),
+        usage: usage.clone(),
+        rounds: 1,
+        tool_calls: vec![],
+        structured_data: None,
+        artifact_files: vec![],
+        messages: messages.to_vec(),
+        metadata: record.metadata.clone(),
+    };
+    let ending = RunEnd {
+        calls: vec![],
+        ended_at: 2_000,
+        last_seq: Some(7),
+        usage: Some(usage),
+        error: Some(json!({"code": "internal", "message": "x"})),
+        done: Some(Box::new(Done {
+            answer,
+            duration_ms: 12,
+            first_token_ms: None,
+            history_truncated: true,
+        })),
+    };
+    store
+        .end(
+            record.id,
+            RunStatus::Completed,
+            &ending,
+            Some(commit(&record, version, &messages)),
+        )
+        .await
+        .unwrap();
+    (record.status, record.end) = (RunStatus::Completed, Some(ending));
+    assert_eq!(store.run(&ada, record.id).await.unwrap(), Some(record.clone()));
+    assert_eq!(store.run_by_key(&ada, "key", 0).await.unwrap(), Some(record.clone()));
+    // For nobody else, and under no other id.
+    assert_eq!(store.run(&Principal::anonymous(), record.id).await.unwrap(), None);
+    assert_eq!(store.run(&ada, RunId::new()).await.unwrap(), None);
+}
+
+async fn erasing_takes_everything_of_the_session_and_nothing_else(store: &Kept) {
+    let (ada, other, s, t) = (ada(), Principal::named("bob"), id("s"), id("t"));
+    let gone = add(store, &ada, &s, &turn(1)).await;
+    let sibling = add(store, &ada, &t, &turn(2)).await;
+    let namesake = add(store, &other, &s, &turn(3)).await;
+    for _ in 0..2 {
+        store.delete(&ada, &s).await.unwrap();
+        assert_eq!(session(store, &ada, &s).await, None);
+        assert_eq!(store.load(&ada, &s).await.unwrap(), None);
+        assert_eq!(said(store, &ada, &s).await, []);
+        assert_eq!(store.run(&ada, gone.id).await.unwrap(), None);
+        assert_eq!(store.list(&ada, None, None, 10).await.unwrap().sessions.len(), 1);
+    }
+    for (principal, session, run, answer) in [(&ada, &t, &sibling, "answer 2"), (&other, &s, &namesake, "answer 3")] {
+        assert_eq!(said(store, principal, session).await[1].0, answer);
+        assert!(store.run(principal, run.id).await.unwrap().is_some());
+    }
+    store.delete(&ada, &id("never-there")).await.unwrap();
+}
+
+async fn an_erased_session_does_not_come_back_under_an_old_version(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let late = run(&ada, &s, 1_000);
+    let version = store.begin(&late, "user").await.unwrap();
+    store.delete(&ada, &s).await.unwrap();
+    let messages = turn(1);
+    let lost = store
+        .end(
+            late.id,
+            RunStatus::Completed,
+            &end(2_000),
+            Some(commit(&late, version, &messages)),
+        )
+        .await;
+    assert_eq!(code(lost), ErrorCode::SessionBusy);
+    assert_eq!(session(store, &ada, &s).await, None);
+    // Nor into another that took its name since.
+    let fresh = run(&ada, &s, 3_000);
+    assert_ne!(store.begin(&fresh, "user").await.unwrap(), version);
+    let lost = store
+        .end(
+            late.id,
+            RunStatus::Completed,
+            &end(4_000),
+            Some(commit(&late, version, &messages)),
+        )
+        .await;
+    assert_eq!(code(lost), ErrorCode::SessionBusy);
+    assert_eq!(said(store, &ada, &s).await, []);
+}
+
+async fn sessions_are_listed_newest_first_page_by_page(store: &Kept) {
+    let (ada, other) = (ada(), Principal::named("bob"));
+    // Many of the same moment: then the id decides.
+    let mut expected = Vec::new();
+    for number in 0..23 {
+        let (session, created_at) = (id(&format!("s{number:02}")), 1_000 + i64::from(number / 5));
+        let user = if number % 3 == 0 { "grace" } else { "linus" };
+        store.begin(&run(&ada, &session, created_at), user).await.unwrap();
+        expected.push((created_at, session, user));
+    }
+    store
+        .begin(&run(&other, &id("not-hers"), 1_002), "grace")
+        .await
+        .unwrap();
+    expected.sort_by(|a, b| (b.0, &b.1).cmp(&(a.0, &a.1)));
+    for user in [None, Some("grace"), Some("linus"), Some("nobody")] {
+        let wanted: Vec<_> = expected
+            .iter()
+            .filter(|(_, _, of)| user.is_none_or(|user| user == *of))
+            .map(|(_, id, _)| id.clone())
+            .collect();
+        for limit in [1, 2, 5, 22, 23, 24, 200] {
+            let (mut listed, mut after) = (Vec::new(), None);
+            for _ in 0..=wanted.len() {
+                let page = store.list(&ada, user, after.clone(), limit).await.unwrap();
+                assert!(page.sessions.len() <= limit as usize);
+                listed.extend(page.sessions.into_iter().map(|session| session.id));
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!((after, &listed), (None, &wanted), "{user:?}, {limit} a page");
+        }
+    }
+    // A session that is erased between two pages takes none of the others with it.
+    let first = store.list(&ada, None, None, 5).await.unwrap();
+    store.delete(&ada, &first.sessions[4].id).await.unwrap();
+    let second = store.list(&ada, None, first.next, 5).await.unwrap();
+    assert_eq!(second.sessions[0].id, expected[5].1);
+}
+
+async fn messages_are_given_page_by_page(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    for number in 0..4 {
+        add(store, &ada, &s, &turn(number)).await;
+    }
+    let all = store.messages(&ada, &s, 0, 100).await.unwrap();
+    assert_eq!(all.len(), 8);
+    for limit in 1..=9 {
+        let mut paged = Vec::new();
+        while let page = store.messages(&ada, &s, paged.len() as u64, limit).await.unwrap()
+            && !page.is_empty()
+        {
+            assert!(page.len() <= limit as usize);
+            paged.extend(page);
+        }
+        assert_eq!(paged, all, "{limit} a page");
+    }
+    assert_eq!(store.messages(&ada, &s, u64::MAX, 10).await.unwrap(), []);
+    assert_eq!(store.messages(&ada, &id("t"), 0, 10).await.unwrap(), []);
+    assert_eq!(store.messages(&Principal::anonymous(), &s, 0, 10).await.unwrap(), []);
+}
+
+async fn a_key_finds_the_newest_run_that_goes_on_or_is_complete(store: &Kept) {
+    let ada = ada();
+    let begin = async |session: &str, created_at, key: &str| {
+        let record = RunRecord {
+            idempotency: Some((key.into(), "print".into())),
+            ..run(&ada, &id(session), created_at)
+        };
+        store.begin(&record, "user").await.unwrap();
+        record.id
+    };
+    let found = async |principal: &Principal, key: &str, since| {
+        store.run_by_key(principal, key, since).await.unwrap().map(|run| run.id)
+    };
+    assert_eq!(found(&ada, "k", 0).await, None);
+    let first = begin("a", 1_000, "k").await;
+    assert_eq!(found(&ada, "k", 0).await, Some(first), "it goes on");
+    for status in [RunStatus::Failed, RunStatus::Cancelled, RunStatus::Interrupted] {
+        store.end(first, status, &end(1_500), None).await.unwrap();
+        assert_eq!(found(&ada, "k", 0).await, None, "{status:?}");
+    }
+    let second = begin("a", 2_000, "k").await;
+    store
+        .end(second, RunStatus::Completed, &end(2_500), None)
+        .await
+        .unwrap();
+    assert_eq!(found(&ada, "k", 0).await, Some(second), "it is complete");
+    assert_eq!(found(&ada, "k", 2_000).await, Some(second));
+    assert_eq!(found(&ada, "k", 2_001).await, None, "it is too old");
+    let third = begin("b", 3_000, "k").await;
+    assert_eq!(found(&ada, "k", 0).await, Some(third));
+    assert_eq!(found(&Principal::anonymous(), "k", 0).await, None);
+    assert_eq!(found(&ada, "K", 0).await, None, "another key");
+    store.delete(&ada, &id("b")).await.unwrap();
+    assert_eq!(found(&ada, "k", 0).await, Some(second));
+}
+
+async fn what_an_interrupted_run_was_told_is_kept(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let record = run(&ada, &s, 1_000);
+    store.begin(&record, "user").await.unwrap();
+    let seq = async || {
+        store
+            .run(&ada, record.id)
+            .await
+            .unwrap()
+            .unwrap()
+            .end
+            .and_then(|end| end.last_seq)
+    };
+    store.told(record.id, 9).await.unwrap();
+    assert_eq!(seq().await, None, "it goes on");
+    let unknown = RunEnd {
+        calls: vec![],
+        last_seq: None,
+        ..end(2_000)
+    };
+    store
+        .end(record.id, RunStatus::Interrupted, &unknown, None)
+        .await
+        .unwrap();
+    assert_eq!(seq().await, None);
+    for (told, kept) in [(5, 5), (3, 5), (8, 8)] {
+        store.told(record.id, told).await.unwrap();
+        assert_eq!(seq().await, Some(kept), "told {told}");
+    }
+    store
+        .end(record.id, RunStatus::Completed, &end(3_000), None)
+        .await
+        .unwrap();
+    store.told(record.id, 100).await.unwrap();
+    assert_eq!(seq().await, Some(2), "what a completed run ended with stands");
+    store.told(RunId::new(), 1).await.unwrap();
+}
+
+async fn idle_sessions_expire_and_busy_ones_do_not(store: &Kept) {
+    let (ada, other) = (ada(), Principal::named("bob"));
+    let idle = async |principal: &Principal, session: &str, created_at| {
+        let record = run(principal, &id(session), created_at);
+        store.begin(&record, "user").await.unwrap();
+        store
+            .end(record.id, RunStatus::Failed, &end(created_at), None)
+            .await
+            .unwrap();
+        record.id
+    };
+    let old = idle(&ada, "old", 1_000).await;
+    idle(&other, "old", 1_999).await;
+    idle(&ada, "edge", 2_000).await;
+    let busy = run(&ada, &id("busy"), 1_000);
+    store.begin(&busy, "user").await.unwrap();
+    idle(&other, "busy", 1_000).await; // a namesake that is not busy
+    assert_eq!(store.expire(2_000).await.unwrap(), 3);
+    assert_eq!(store.run(&ada, old).await.unwrap(), None);
+    let left = async |principal: &Principal| {
+        let page = store.list(principal, None, None, 10).await.unwrap();
+        page.sessions
+            .iter()
+            .map(|session| session.id.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (left(&ada).await, left(&other).await),
+        (vec!["edge".to_owned(), "busy".to_owned()], vec![])
+    );
+    // A turn makes a session young.
+    add(store, &ada, &id("edge"), &turn(1)).await;
+    assert_eq!(store.expire(3_000).await.unwrap(), 0);
+    store
+        .end(busy.id, RunStatus::Cancelled, &end(2_000), None)
+        .await
+        .unwrap();
+    assert_eq!(store.expire(3_000).await.unwrap(), 1);
+}
+
+async fn many_turns_at_once_are_all_there(store: &Kept) {
+    let ada = ada();
+    let turns = (0..300).map(|number| {
+        let (ada, session) = (ada.clone(), id(&format!("s{}", number % 100)));
+        async move {
+            // Three want each session; one wins, and whoever lost is told so.
+            let record = run(&ada, &session, 1_000);
+            let version = store.begin(&record, "user").await.unwrap();
+            tokio::task::yield_now().await;
+            let messages = turn(number);
+            let outcome = store
+                .end(
+                    record.id,
+                    RunStatus::Completed,
+                    &end(2_000),
+                    Some(commit(&record, version, &messages)),
+                )
+                .await;
+            match outcome {
+                Ok(()) => Some((session, format!("answer {number}"))),
+                Err(error) => {
+                    assert_eq!(error.code, ErrorCode::SessionBusy, "{error}");
+                    None
+                }
+            }
+        }
+    });
+    let won: Vec<_> = futures_util::future::join_all(turns)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    assert!(won.len() >= 100, "{} of 300", won.len());
+    let mut kept = 0;
+    for number in 0..100 {
+        let session = id(&format!("s{number}"));
+        let said: Vec<_> = said(store, &ada, &session)
+            .await
+            .into_iter()
+            .map(|(content, _)| content)
+            .collect();
+        let answers = won.iter().filter(|(of, _)| *of == session);
+        for (_, answer) in answers {
+            assert_eq!(
+                said.iter().filter(|content| *content == answer).count(),
+                1,
+                "{session}: {said:?}"
+            );
+        }
+        kept += said.len();
+    }
+    assert_eq!(kept, 2 * won.len());
+}
+
+async fn it_says_that_it_is_ready(store: &Kept) {
+    store.ready().await.unwrap();
+    assert!(store.folder.path().exists());
+    store.close().await;
+}
+
+/// What only SQLite has to show: its file.
+mod the_file {
+    use futures_util::future::join_all;
+    use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+    use sqlx::{ConnectOptions, Connection};
+
+    use super::*;
+
+    const URL: &str = "sqlite://FOLDER/store.db";
+
+    /// A connection of somebody else's.
+    async fn look(store: &Kept) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(store.folder.path().join("store.db"));
+        options.connect().await.expect("a file that can be opened")
+    }
+
+    async fn reopened(store: Kept) -> Kept {
+        store.close().await;
+        let Kept { store, folder } = store;
+        drop(store);
+        let url = URL.replace("FOLDER", folder.path().to_str().unwrap());
+        Kept {
+            store: store::open(&url).await.unwrap(),
+            folder,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn whatever_is_acknowledged_is_in_the_file() {
+        let store = fresh(URL).await;
+        let ada = ada();
+        let mut file = look(&store).await;
+        let turns = |round: usize| {
+            let (store, ada) = (&store, &ada);
+            join_all((0..100).map(move |number| async move {
+                let messages = turn(number + 1_000 * round);
+                add(store, ada, &id(&format!("s{number}")), &messages).await;
+            }))
+        };
+        for round in 1..=3 {
+            turns(round).await;
+            let (messages, completed): (i64, i64) = sqlx::query_as(
+                "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM runs WHERE status = 'completed')",
+            )
+            .fetch_one(&mut file)
+            .await
+            .unwrap();
+            assert_eq!((messages, completed), (200 * round as i64, 100 * round as i64));
+        }
+        file.close().await.unwrap();
+        let store = reopened(store).await;
+        for number in 0..100 {
+            let said = said(&store, &ada, &id(&format!("s{number}"))).await;
+            assert_eq!((said.len(), &said[5].0), (6, &format!("answer {}", number + 3_000)));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_takes_no_other_along() {
+        let store = fresh(URL).await;
+        let ada = ada();
+        let mut file = look(&store).await;
+        let poison = "CREATE TRIGGER poison BEFORE INSERT ON messages WHEN NEW.body LIKE '%poison%' BEGIN SELECT RAISE(FAIL, 'poison'); END";
+        sqlx::query(poison).execute(&mut file).await.unwrap();
+        let mut runs = Vec::new();
+        for number in 0..60 {
+            let record = run(&ada, &id(&format!("s{number}")), 1_000);
+            let version = store.begin(&record, "user").await.unwrap();
+            runs.push((record, version));
+        }
+        // All at once, so that they are written together; every twentieth cannot be.
+        let ends = runs.iter().enumerate().map(|(number, (record, version))| {
+            let store = &store;
+            async move {
+                let messages = match number % 20 {
+                    7 => [Message::user("fine", vec![]), Message::assistant("poison", vec![])],
+                    _ => turn(number),
+                };
+                store
+                    .end(
+                        record.id,
+                        RunStatus::Completed,
+                        &end(2_000),
+                        Some(commit(record, *version, &messages)),
+                    )
+                    .await
+            }
+        });
+        for (number, outcome) in join_all(ends).await.into_iter().enumerate() {
+            let (record, version) = &runs[number];
+            let status = store.run(&ada, record.id).await.unwrap().unwrap().status;
+            let session = session(&store, &ada, &record.session_id).await.unwrap();
+            if number % 20 == 7 {
+                assert_eq!(code(outcome), ErrorCode::StoreUnavailable);
+                assert_eq!(
+                    (status, session.version, session.message_count),
+                    (RunStatus::Running, *version, 0),
+                    "{number}"
+                );
+                assert_eq!(said(&store, &ada, &record.session_id).await, [], "half a turn");
+            } else {
+                outcome.unwrap();
+                assert_eq!((status, session.message_count), (RunStatus::Completed, 2), "{number}");
+            }
+        }
+        // The same of what is written without waiting for the disk: a run's id is there once.
+        let begins = (0..60).map(|number| match number % 20 {
+            7 => runs[number].0.clone(),
+            _ => run(&ada, &id(&format!("t{number}")), 1_000),
+        });
+        let begins: Vec<_> = begins.collect();
+        let outcomes = join_all(begins.iter().map(|record| store.begin(record, "user"))).await;
+        for (number, (record, outcome)) in begins.iter().zip(outcomes).enumerate() {
+            assert_eq!(outcome.is_ok(), number % 20 != 7, "{number}");
+            assert!(store.run(&ada, record.id).await.unwrap().is_some());
+        }
+        // And it goes on writing.
+        add(&store, &ada, &id("later"), &turn(1)).await;
+        assert_eq!(said(&store, &ada, &id("later")).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn runs_that_a_process_left_running_are_interrupted_when_it_is_opened_again() {
+        let store = fresh(URL).await;
+        let (ada, s) = (ada(), id("s"));
+        let complete = add(&store, &ada, &s, &turn(1)).await;
+        let left = RunRecord {
+            idempotency: Some(("k".into(), "p".into())),
+            ..run(&ada, &s, 1_000)
+        };
+        store.begin(&left, "user").await.unwrap();
+        let store = reopened(store).await;
+        let row = store.run(&ada, left.id).await.unwrap().unwrap();
+        let ended = row.end.expect("a moment");
+        assert_eq!(
+            (row.status, ended.last_seq, ended.usage, ended.done),
+            (RunStatus::Interrupted, None, None, None)
+        );
+        assert!(ended.ended_at > 1_000);
+        assert_eq!(store.run_by_key(&ada, "k", 0).await.unwrap(), None, "its key is free");
+        assert_eq!(
+            store.run(&ada, complete.id).await.unwrap().unwrap().status,
+            RunStatus::Completed
+        );
+        assert_eq!(said(&store, &ada, &s).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn two_gateways_do_not_share_a_file() {
+        let store = fresh(URL).await;
+        let url = URL.replace("FOLDER", store.folder.path().to_str().unwrap());
+        let refused = store::open(&url).await.err().expect("a refusal");
+        assert!(refused.message.contains("in use"), "{refused}");
+        add(&store, &ada(), &id("s"), &turn(1)).await;
+        let store = reopened(store).await;
+        assert_eq!(said(&store, &ada(), &id("s")).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_something_else_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = URL.replace("FOLDER", folder.path().to_str().unwrap());
+        let path = folder.path().join("store.db");
+        let text = "This is not a database. ".repeat(100);
+        std::fs::write(&path, &text).unwrap();
+        let refused = store::open(&url).await.err().expect("a refusal");
+        assert!(refused.message.contains("store.db"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        std::fs::remove_file(&path).unwrap();
+        // A schema of a later version.
+        let store = Kept {
+            store: store::open(&url).await.unwrap(),
+            folder,
+        };
+        add(&store, &ada(), &id("s"), &turn(1)).await;
+        store.close().await;
+        let mut file = look(&store).await;
+        let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, 'later', 1, x'00', 0)";
+        sqlx::query(later).execute(&mut file).await.unwrap();
+        file.close().await.unwrap();
+        let Kept { store, folder } = store;
+        drop(store);
+        let before = std::fs::read(&path).unwrap();
+        let refused = store::open(&url).await.err().expect("a refusal");
+        assert!(refused.message.contains("another version"), "{refused}");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        drop(folder);
+    }
+
+    #[tokio::test]
+    async fn a_closed_store_says_so() {
+        let store = fresh(URL).await;
+        store.close().await;
+        assert_eq!(
+            code(store.begin(&run(&ada(), &id("s"), 1), "user").await),
+            ErrorCode::StoreUnavailable
+        );
+        assert_eq!(code(store.ready().await), ErrorCode::StoreUnavailable);
+    }
+}
