@@ -35,6 +35,8 @@ const TAIL: Duration = Duration::from_secs(2);
 const MAX_BATCH: usize = 64 << 10;
 /// How often at most to yield for another piece of a burst.
 const MAX_YIELDS: u8 = 2;
+/// After how many pieces that came alone to see whether they still do.
+const PROBE: u8 = 32;
 /// Connections kept open for the next request.
 const MAX_IDLE: usize = 512;
 
@@ -190,6 +192,7 @@ impl<D: Dialect> HttpProvider<D> {
             spoke: false,
             over: false,
             bursts: 1,
+            singles: 0,
             failed: None,
         };
         let Some(mut batch) = reading.next().await? else {
@@ -265,6 +268,8 @@ struct Reading {
     over: bool,
     /// How often it is worth to yield for another piece.
     bursts: u8,
+    /// How many pieces came alone since it was not.
+    singles: u8,
     /// What to say once the batch before it was delivered.
     failed: Option<ProviderError>,
 }
@@ -320,19 +325,26 @@ impl Reading {
     }
 
     /// Another piece, if there is one now. The client library hands over HTTP chunks one at a time, from a task of its own:
-    /// yielding lets the next arrive, so that what came in one segment leaves in one write. How often that is worth it is
-    /// learnt: a stream of single tokens is given one chance, one that comes in bursts as many as pay.
+    /// yielding lets the next arrive, so that what came in one segment leaves in one write. Whether that is worth its cost
+    /// is learnt: a stream that comes in bursts is given as many chances as pay, one of single tokens a chance now and then.
     async fn another(&mut self) -> Option<reqwest::Result<Option<Bytes>>> {
-        for patience in 0..=self.bursts {
+        let mut chances = self.bursts;
+        if chances == 0 {
+            self.singles = self.singles.wrapping_add(1);
+            chances = u8::from(self.singles.is_multiple_of(PROBE));
+        }
+        for chance in 0..=chances {
             if let Some(piece) = self.body.chunk().now_or_never() {
-                self.bursts = MAX_YIELDS.min(self.bursts + u8::from(patience > 0));
+                if chance == chances {
+                    self.bursts = MAX_YIELDS.min(self.bursts + 1);
+                }
                 return Some(piece);
             }
-            if patience < self.bursts {
+            if chance < chances {
                 tokio::task::yield_now().await;
             }
         }
-        self.bursts = self.bursts.saturating_sub(1).max(1);
+        self.bursts = self.bursts.saturating_sub(1);
         None
     }
 

@@ -130,30 +130,12 @@ impl Runs {
             begun: false,
         };
 
-        let (mut version, mut truncated) = (None, false);
-        if let Some(session_id) = &run.session_id {
-            let loaded = if known_session {
-                self.store.load(&run.principal, session_id).await?
-            } else {
-                None
-            };
-            let strange = match &loaded {
-                Some((session, _)) => order.user_id.as_ref().is_some_and(|user| *user != session.user_id),
-                None => known_session && !order.may_name_sessions,
-            };
-            if strange {
-                return Err(Error::not_found());
-            }
-            let user_id = order.user_id.unwrap_or_else(|| "anonymous".to_owned());
-            let begun = self.store.begin(&record(&run, session_id), &user_id).await?;
-            // The version that was read, not the one that is there now: the commit shall notice a difference.
-            version = Some(loaded.as_ref().map_or(begun, |(session, _)| session.version));
-            if let Some((_, before)) = loaded {
-                let from = history::fit(&before, self.limits.max_history_tokens);
-                truncated = from > 0;
-                request.messages.splice(0..0, before.into_iter().skip(from));
-            }
-        }
+        let asked_by = Asked {
+            known_session,
+            user_id: order.user_id,
+            may_name_sessions: order.may_name_sessions,
+        };
+        let (version, truncated) = self.recall(&run, asked_by, &mut request).await?;
 
         run.log.append([Event::Started]);
         place.begun = true;
@@ -168,6 +150,39 @@ impl Runs {
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));
         Ok(run)
+    }
+
+    /// Puts what was said before in front of the question, and writes the run's row. Returns the session's version, if
+    /// there is a session, and whether old turns were left out.
+    async fn recall(
+        &self,
+        run: &Run,
+        asked_by: Asked,
+        request: &mut ChatRequest,
+    ) -> Result<(Option<i64>, bool), Error> {
+        let Some(session_id) = &run.session_id else {
+            return Ok((None, false));
+        };
+        let loaded = match asked_by.known_session {
+            true => self.store.load(&run.principal, session_id).await?,
+            false => None,
+        };
+        let strange = match &loaded {
+            Some((session, _)) => asked_by.user_id.as_ref().is_some_and(|user| *user != session.user_id),
+            None => asked_by.known_session && !asked_by.may_name_sessions,
+        };
+        if strange {
+            return Err(Error::not_found());
+        }
+        let user_id = asked_by.user_id.unwrap_or_else(|| "anonymous".to_owned());
+        let begun = self.store.begin(&record(run, session_id), &user_id).await?;
+        let Some((session, before)) = loaded else {
+            return Ok((Some(begun), false));
+        };
+        let from = history::fit(&before, self.limits.max_history_tokens);
+        request.messages.splice(0..0, before.into_iter().skip(from));
+        // The version that was read, not the one that is there now: the commit shall notice a difference.
+        Ok((Some(session.version), from > 0))
     }
 
     /// Who is asked, in order: the model, then the agent's fallbacks, unless the request named a model.
@@ -215,6 +230,14 @@ impl Runs {
             Run::kept(record, 0, events.collect())
         }))
     }
+}
+
+/// What an order says of its session.
+struct Asked {
+    /// Whether it names one.
+    known_session: bool,
+    user_id: Option<String>,
+    may_name_sessions: bool,
 }
 
 /// A run that was let in but has not begun: unless it does, it is as if it had never been.

@@ -1,11 +1,5 @@
 //! The gateway as others read it: a browser, independent SSE parsers, and clients behind nginx. What is not installed is
 //! skipped, with a line that says so; where CI is set that is an error.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

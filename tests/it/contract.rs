@@ -1,10 +1,4 @@
 //! The contract in its four forms: the file `openapi.yaml`, the router, the error codes, and what is really answered.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 

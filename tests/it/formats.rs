@@ -1,12 +1,6 @@
 //! What a client reads, to the byte: one answer as JSON, as text and as server-sent events, and what of the request the
 //! provider got to see.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

@@ -1,10 +1,4 @@
 //! What holds at the door for every request: ids, methods, origins, deadlines, connections that are used again.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -1,11 +1,5 @@
 //! Gemini over a socket: what its decoder alone cannot show.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::time::Duration;
 
 use serde_json::json;

@@ -1,5 +1,11 @@
 //! The gateway from outside: stories with bytes at both ends, by subject. One binary.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test, what cannot be is a failure"
+)]
+
 mod fallbacks;
 mod formats;
 mod gemini;

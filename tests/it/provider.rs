@@ -1,12 +1,6 @@
 //! Providers from outside: the same answer however the network cuts it, a provider that is nothing but configuration, keys
 //! that go where they belong, and many at a time.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -2,10 +2,10 @@
 //!
 //! The recordings are not part of this repository: `RECORDED_STREAMS` says where they are. Without it this is skipped, in a line.
 
-#![expect(clippy::expect_used, reason = "a test that panics says where")]
 #![expect(clippy::print_stdout, reason = "that it was skipped has to be said")]
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -17,6 +17,8 @@ use sluicegate::{
     chat::{Chunk, FinishKind, fold::Round},
     provider::{ProviderError, decoding::Decoding, dialect::Dialect, openai::OpenAi},
 };
+
+use crate::house::{Framing, Gateway, Place as _, Script, Upstream, post};
 
 /// The dialect of a manifest's row; `None` for one that is not spoken yet.
 fn dialect(row: &Value) -> Option<Box<dyn Dialect>> {
@@ -275,4 +277,120 @@ proptest! {
             prop_assert_eq!(cut, outcome(answer(&row, &*dialect, [bytes.as_slice()])), "{}", row["file"]);
         }
     }
+}
+
+/// The kind of provider that a row is from.
+fn kind(row: &Value) -> Option<&'static str> {
+    Some(match (row["provider"].as_str()?, row["api"].as_str()?) {
+        ("groq", "openai-chat") => "groq",
+        ("azure", "openai-chat") => "azure",
+        (_, "openai-chat") => "openai",
+        (_, "openai-responses") => "openai-responses",
+        (_, "anthropic") => "anthropic",
+        (_, "gemini") => "gemini",
+        (_, "ollama") => "ollama",
+        _ => return None,
+    })
+}
+
+#[tokio::test]
+async fn every_recorded_stream_comes_to_it_through_the_whole_gateway() {
+    let Some(folder) = recordings() else { return };
+    let rows: Vec<Value> = rows(&folder).into_iter().map(|(row, _)| row).collect();
+    let bodies: HashMap<String, (String, Vec<u8>)> = rows
+        .iter()
+        .map(|row| {
+            let file = row["file"].as_str().expect("a file").to_owned();
+            let media_type = row["headers"]["content-type"]
+                .as_str()
+                .unwrap_or("text/event-stream")
+                .to_owned();
+            let bytes = fs::read(folder.join(&file)).expect("a recording");
+            (file, (media_type, bytes))
+        })
+        .collect();
+    let upstream = Upstream::answering(move |request| {
+        let asked = request.json.to_string();
+        let file = asked
+            .split("recording ")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next())
+            .expect("a recording's name");
+        let (media_type, bytes) = &bodies[file];
+        let head = Script::head(200, &[("content-type", media_type)], Framing::Chunked);
+        head.send(bytes.clone()).end().in_pieces(&[1, 7, 113, 1021])
+    })
+    .await;
+    let place = upstream.addr();
+    let mut recipe = Gateway::with(&upstream).toml("[agents.assistant]\nallowed_models = [\"*\"]\nmax_tool_rounds = 0");
+    for kind in [
+        "openai",
+        "openai-responses",
+        "anthropic",
+        "gemini",
+        "groq",
+        "azure",
+        "ollama",
+    ] {
+        let path = if kind == "azure" { "/openai/v1" } else { "" };
+        recipe = recipe.toml(&format!(
+            "[providers.{kind}]\nkind = \"{kind}\"\nbase_url = \"http://{place}{path}\"\napi_key = \"k\"\nmax_retries = 0\nbreaker = false\n\
+             default_model = \"m\"\nmax_event = \"16MiB\""
+        ));
+    }
+    let gateway = recipe.start().await;
+
+    let (mut seen, mut wrong) = (0, String::new());
+    for row in rows.iter().filter(|row| row["http_status"] == 200) {
+        let (file, expected) = (row["file"].as_str().expect("a file"), &row["expected"]);
+        let model = format!("{}/recorded", kind(row).expect("a kind"));
+        let ask = json!({"message": format!("recording {file}"), "model": model, "store": false});
+        let answer = post(&gateway, "/chat", ask).await;
+        seen += 1;
+        let status = answer.status;
+        let body = if status == 200 {
+            answer.json().await
+        } else {
+            answer.problem_object().await
+        };
+        let mut check = |what: &str, expected: Value, found: &Value| {
+            if expected != *found {
+                let _ = writeln!(
+                    wrong,
+                    "{file}: {what}: expected {expected}, found {found} ({})",
+                    body["code"]
+                );
+            }
+        };
+        if expected["finish_reason"] == "error" {
+            check("failed", json!(true), &json!(status >= 400));
+            continue;
+        }
+        check("status", json!(200), &json!(status));
+        let words = |name: &str| expected[name].as_str().unwrap_or("");
+        check(
+            "content",
+            json!([words("text"), words("refusal")].concat()),
+            &body["content"],
+        );
+        check(
+            "finish_reason",
+            expected["finish_reason"].clone(),
+            &body["finish_reason"],
+        );
+        if expected["usage"].is_object() && body["usage"]["estimated"] == false {
+            check(
+                "input",
+                expected["usage"]["input_tokens"].clone(),
+                &body["usage"]["input_tokens"],
+            );
+            check(
+                "output",
+                expected["usage"]["output_tokens"].clone(),
+                &body["usage"]["output_tokens"],
+            );
+        }
+    }
+    assert!(seen > 0, "no recorded stream in {}", folder.display());
+    assert!(wrong.is_empty(), "{wrong}");
 }

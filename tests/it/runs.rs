@@ -1,10 +1,4 @@
 //! Runs and coming back to them: resuming at every place, several readers, slow ones, cancelling, leaving, keys, limits.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};

@@ -1,10 +1,4 @@
 //! Sessions: what is kept between runs, for whom, how much of it the model is sent, and how it goes away.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -1,10 +1,4 @@
 //! Settings: where they come from, which wins, and what is said of those that are wrong.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -869,4 +863,78 @@ async fn the_first_lines_of_the_log_say_what_one_wants_to_know() {
         gateway.logged(told).await;
     }
     assert!(!gateway.log().contains("test-key"));
+}
+
+#[test]
+fn every_provider_is_found_by_its_usual_variables() {
+    let endpoint = ("AZURE_OPENAI_ENDPOINT", "https://res.openai.azure.com/");
+    for (env, model, url) in [
+        (
+            &[("ANTHROPIC_API_KEY", "x")][..],
+            "anthropic/",
+            "https://api.anthropic.com/v1",
+        ),
+        (
+            &[("GEMINI_API_KEY", "x")],
+            "gemini/",
+            "https://generativelanguage.googleapis.com/v1beta",
+        ),
+        (
+            &[("GOOGLE_API_KEY", "x"), ("GEMINI_BASE_URL", "http://127.0.0.1:9")],
+            "gemini/",
+            "http://127.0.0.1:9",
+        ),
+        (&[("GROQ_API_KEY", "x")], "groq/", "https://api.groq.com/openai/v1"),
+        (
+            &[
+                ("AZURE_OPENAI_API_KEY", "x"),
+                endpoint,
+                ("AZURE_OPENAI_DEPLOYMENT", "mine"),
+            ],
+            "azure/mine",
+            "https://res.openai.azure.com/openai/v1",
+        ),
+        (
+            &[
+                ("AZURE_OPENAI_API_KEY", "x"),
+                endpoint,
+                ("AZURE_OPENAI_DEPLOYMENT", "mine"),
+                ("AZURE_OPENAI_API_VERSION", "2024-10-21"),
+            ],
+            "azure/mine",
+            "https://res.openai.azure.com",
+        ),
+        (&[("OLLAMA_HOST", "0.0.0.0")], "ollama/", "http://127.0.0.1:11434"),
+        (&[("OLLAMA_HOST", "box:1234")], "ollama/", "http://box:1234"),
+        (
+            &[("OLLAMA_HOST", "https://ollama.example")],
+            "ollama/",
+            "https://ollama.example",
+        ),
+        (
+            &[("OLLAMA_BASE_URL", "http://127.0.0.1:9/")],
+            "ollama/",
+            "http://127.0.0.1:9",
+        ),
+        (
+            &[("GROQ_API_KEY", "x"), ("ANTHROPIC_API_KEY", "x")],
+            "anthropic/",
+            "https://api.anthropic.com/v1",
+        ),
+        (&[("AZURE_OPENAI_API_KEY", "x")], "demo/guide", ""),
+    ] {
+        let settings = from_env(env);
+        assert!(
+            model_of(&settings).starts_with(model),
+            "{env:?}: {}",
+            model_of(&settings)
+        );
+        let name = model.split('/').next().unwrap();
+        let found = settings
+            .providers
+            .iter()
+            .find(|provider| provider.name == name)
+            .unwrap();
+        assert_eq!(found.base_url, url, "{env:?}");
+    }
 }

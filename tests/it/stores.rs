@@ -1,10 +1,4 @@
 //! What every store must do: one suite, run by each. A new store is one line in [`every_store!`].
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -5,12 +5,6 @@
 //! in [`check`]: one terminal outcome, the run's record says the same, the session is as if a failed run had never been,
 //! the next turn works, the upstream's connection is let go, and nobody is told a key or an upstream's own words.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};

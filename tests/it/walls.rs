@@ -1,10 +1,4 @@
 //! The walls between the rooms: who may know whom. What `src/` really says is compared with a table of reasons.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

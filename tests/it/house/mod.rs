@@ -27,12 +27,6 @@
 //! a [`Gate`]. Every wait has a deadline ([`PATIENCE`]) and says what it waited for; every task ends with its owner.
 #![allow(dead_code, reason = "a vocabulary: no story uses every word of it")]
 #![allow(unused_imports, reason = "the doors of the rooms; stories choose")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "in a test, what cannot be is a failure"
-)]
-
 pub(crate) mod client;
 pub(crate) mod gateway;
 pub(crate) mod openai;
