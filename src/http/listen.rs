@@ -165,9 +165,11 @@ impl Protocols {
             // HTTP/1's header timeout covers this; HTTP/2 has none, and would wait for half a preface for ever.
             let asked = CancellationToken::new();
             let (first, service) = (asked.clone(), Noted { service, asked });
+            // Boxed, so that the many of HTTP/1 need not hold room for it.
+            let connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
             tokio::select! {
-                outcome = watcher.watch(self.http2.serve_connection(io, service)) => outcome?,
-                late = late(self.first_bytes, first) => return Err(silent(late).into()),
+                outcome = connection => outcome?,
+                late = Box::pin(late(self.first_bytes, first)) => return Err(silent(late).into()),
             }
         } else {
             watcher.watch(self.http1.serve_connection(io, service)).await?;

@@ -54,7 +54,8 @@ impl Runs {
             },
             stopped = self.stopped(&run) => Err(stopped),
         };
-        self.conclude(&run, driven, outcome).await;
+        // Boxed, because a run waits for its model most of its life, and need not hold room for its end meanwhile.
+        Box::pin(self.conclude(&run, driven, outcome)).await;
         self.registry.finished(&run);
     }
 
