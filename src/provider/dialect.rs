@@ -4,6 +4,7 @@ use reqwest::header::HeaderMap;
 
 use super::{
     ProviderError, Unsupported,
+    error::Kind,
     frame::{Frame, Framing},
 };
 use crate::chat::{ChatRequest, Chunk};
@@ -78,4 +79,16 @@ pub trait Decoder: Send {
     /// # Errors
     /// Truncated, if no finish was seen.
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError>;
+}
+
+/// An event's data as a value of a wire. The parser's own sentence quotes what it read, so it is not repeated.
+pub(super) fn parse_event<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Result<T, ProviderError> {
+    serde_json::from_str(text).map_err(|e| {
+        let what = format!(
+            "an event that is not one: {:?} error at byte {}",
+            e.classify(),
+            e.column()
+        );
+        ProviderError::new(Kind::Protocol, what)
+    })
 }

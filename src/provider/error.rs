@@ -52,6 +52,24 @@ pub enum Kind {
     Resting,
 }
 
+impl Kind {
+    /// What an HTTP status other than 200 means where the body says nothing else.
+    #[must_use]
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            402 => Kind::Quota, // not paid for
+            429 => Kind::RateLimited,
+            401 | 403 => Kind::Auth,
+            404 => Kind::NotFound,
+            503 | 529 => Kind::Overloaded,
+            500.. => Kind::Server,
+            408 | 409 => Kind::Reported,
+            400.. => Kind::Rejected,
+            _ => Kind::Protocol,
+        }
+    }
+}
+
 /// What went wrong with a provider. `detail` is for the log; an upstream's sentences have no place in it, for they may
 /// repeat keys and what users said.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
         (400 | 413, Kind::ContextTooLong) => Kind::ContextTooLong,
         (400 | 429, Kind::Quota) => Kind::Quota,
         (429, _) if final_word => Kind::Quota,
-        _ => kind_of(status),
+        _ => Kind::of_status(status),
     };
     let retry_after = retry::told_delay(headers);
     ProviderError {
@@ -23,20 +23,6 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
         ..told
     }
     .with_status(status)
-}
-
-fn kind_of(status: u16) -> Kind {
-    match status {
-        402 => Kind::Quota,
-        429 => Kind::RateLimited,
-        401 | 403 => Kind::Auth,
-        404 => Kind::NotFound,
-        503 | 529 => Kind::Overloaded,
-        500.. => Kind::Server,
-        408 | 409 => Kind::Reported,
-        400.. => Kind::Rejected,
-        _ => Kind::Protocol,
-    }
 }
 
 /// An error object, or what has one in its `error`.
@@ -65,7 +51,7 @@ pub(super) fn reported(told: &Value) -> ProviderError {
             .parse()
             .ok()
             .filter(|status| *status >= 400)
-            .map_or(Kind::Reported, kind_of),
+            .map_or(Kind::Reported, Kind::of_status),
     };
     // Their sentence may repeat our key or the user's words, so it stays out of the log; their codes are kept.
     let codes: Vec<&str> = [code.as_str(), kind.as_str()]

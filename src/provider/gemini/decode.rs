@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -18,7 +17,7 @@ use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress},
+        dialect::{Decoder, Progress, parse_event as parse},
         error::Kind,
         frame::Frame,
     },
@@ -307,18 +306,6 @@ pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
         false => error,
     })?;
     Ok(out)
-}
-
-fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, ProviderError> {
-    // The parser's own sentence quotes what it read.
-    let what = |e: serde_json::Error| {
-        format!(
-            "an event that is not one: {:?} error at byte {}",
-            e.classify(),
-            e.column()
-        )
-    };
-    serde_json::from_str(text).map_err(|e| ProviderError::new(Kind::Protocol, what(e)))
 }
 
 #[cfg(test)]

@@ -15,14 +15,8 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
     let kind = match (status, told.kind) {
         (400.., kind @ (Kind::ContextTooLong | Kind::Auth)) if status < 429 => kind,
         (429, Kind::Quota) => Kind::Quota,
-        (429, _) => Kind::RateLimited,
-        (401 | 403, _) => Kind::Auth,
-        (404, _) => Kind::NotFound,
-        (408 | 409 | 499, _) => Kind::Reported,
-        (503 | 529, _) => Kind::Overloaded,
-        (500.., _) => Kind::Server,
-        (400.., _) => Kind::Rejected,
-        _ => Kind::Protocol,
+        (499, _) => Kind::Reported,
+        _ => Kind::of_status(status),
     };
     ProviderError {
         kind,

@@ -185,7 +185,7 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
         kind: if too_long(&body) {
             Kind::ContextTooLong
         } else {
-            of_status(status)
+            Kind::of_status(status)
         },
         retry_after: retry::told_delay(headers),
         ..ProviderError::new(Kind::Reported, "")
@@ -205,27 +205,13 @@ fn reported(line: &Value) -> ProviderError {
     let kind = if too_long(line) {
         Kind::ContextTooLong
     } else {
-        of_status(status.unwrap_or(500))
+        Kind::of_status(status.unwrap_or(500))
     };
     let detail = status.map_or_else(
         || "an error instead of a line".to_owned(),
         |status| format!("status_code {status}"),
     );
     ProviderError::new(kind, detail)
-}
-
-fn of_status(status: u16) -> Kind {
-    match status {
-        429 => Kind::RateLimited,
-        402 => Kind::Quota, // the model is not part of what was paid for
-        401 | 403 => Kind::Auth,
-        404 => Kind::NotFound,
-        503 | 529 => Kind::Overloaded,
-        500.. => Kind::Server,
-        408 | 409 => Kind::Reported,
-        400.. => Kind::Rejected,
-        _ => Kind::Protocol,
-    }
 }
 
 /// Its errors have no codes: this one is known by its words.

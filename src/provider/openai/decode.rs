@@ -13,7 +13,7 @@ use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress},
+        dialect::{Decoder, Progress, parse_event as parse},
         error::Kind,
         frame::Frame,
         retry,
@@ -209,14 +209,7 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
     let kind = match (status, told.kind) {
         (_, Kind::ContextTooLong) => Kind::ContextTooLong,
         (429, Kind::Quota) => Kind::Quota,
-        (429, _) => Kind::RateLimited,
-        (401 | 403, _) => Kind::Auth,
-        (404, _) => Kind::NotFound,
-        (503 | 529, _) => Kind::Overloaded,
-        (500.., _) => Kind::Server,
-        (408 | 409, _) => Kind::Reported,
-        (400.., _) => Kind::Rejected,
-        _ => Kind::Protocol,
+        _ => Kind::of_status(status),
     };
     let retry_after = retry::told_delay(headers);
     ProviderError {
@@ -225,18 +218,6 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
         ..told
     }
     .with_status(status)
-}
-
-fn parse(text: &str) -> Result<Completion<'_>, ProviderError> {
-    // The parser's own sentence quotes what it read.
-    let what = |e: serde_json::Error| {
-        format!(
-            "an event that is not one: {:?} error at byte {}",
-            e.classify(),
-            e.column()
-        )
-    };
-    serde_json::from_str(text).map_err(|e| ProviderError::new(Kind::Protocol, what(e)))
 }
 
 /// An error object, wherever it stood.

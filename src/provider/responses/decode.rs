@@ -5,7 +5,6 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
@@ -17,7 +16,7 @@ use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress},
+        dialect::{Decoder, Progress, parse_event as parse},
         error::Kind,
         frame::Frame,
     },
@@ -199,18 +198,6 @@ pub(super) fn whole(provider: Arc<str>, body: &[u8]) -> Result<Vec<Chunk>, Provi
             }
         }
     }
-}
-
-pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, ProviderError> {
-    // The parser's own sentence quotes what it read.
-    let what = |e: serde_json::Error| {
-        format!(
-            "an event that is not one: {:?} error at byte {}",
-            e.classify(),
-            e.column()
-        )
-    };
-    serde_json::from_str(text).map_err(|e| ProviderError::new(Kind::Protocol, what(e)))
 }
 
 /// A string; nothing, where there is none.

@@ -9,12 +9,12 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     NAME,
-    decode::{parse, value},
+    decode::value,
     wire::{CallItem, Event, ItemKind, Layout, MessageItem, Part, Place, ReasoningItem},
 };
 use crate::{
     chat::{Carry, Chunk},
-    provider::{ProviderError, error::Kind},
+    provider::{ProviderError, dialect::parse_event as parse, error::Kind},
 };
 
 /// The items so far.

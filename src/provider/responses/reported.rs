@@ -13,14 +13,8 @@ pub(super) fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Provider
     let told = reported(body.get("error").unwrap_or(&body));
     let kind = match (status, told.kind) {
         (_, Kind::ContextTooLong | Kind::Quota) => told.kind,
-        (429, _) => Kind::RateLimited,
-        (401 | 403, _) => Kind::Auth,
-        (404, _) | (400, Kind::NotFound) => Kind::NotFound,
-        (503 | 529, _) => Kind::Overloaded,
-        (500.., _) => Kind::Server,
-        (408 | 409, _) => Kind::Reported,
-        (400.., _) => Kind::Rejected,
-        _ => Kind::Protocol,
+        (400, Kind::NotFound) => Kind::NotFound,
+        _ => Kind::of_status(status),
     };
     let retry_after = retry::told_delay(headers).or(told.retry_after);
     ProviderError {
