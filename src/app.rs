@@ -174,6 +174,19 @@ fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> 
 /// What a person who starts it wants to know: a line each.
 fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr) {
     tracing::info!("listening on http://{address}");
+    for provider in settings.providers.iter().filter(|provider| provider.kind != "demo") {
+        let key = if provider.api_key.is_some() {
+            "with a key"
+        } else {
+            "without a key"
+        };
+        tracing::info!(
+            "provider {} ({}) is at {}, {key}",
+            provider.name,
+            provider.kind,
+            provider.base_url
+        );
+    }
     for agent in agents.all.values() {
         let default = if agent.name == agents.default {
             " (the default)"
