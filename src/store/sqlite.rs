@@ -26,6 +26,8 @@ use crate::{
 
 /// How long a write may wait for its turn and for the file's lock.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long a write may take altogether, on a disk that does not answer: longer than it may wait for the file's lock.
+const STALLED: Duration = Duration::from_secs(10);
 /// Writes that may wait; one more waits to be let in.
 const QUEUE: usize = 1024;
 /// The most writes of one transaction.
@@ -122,7 +124,9 @@ impl Sqlite {
         let sent = tokio::time::timeout(BUSY, self.writes.send(Write { op, reply })).await;
         let full = |_| Error::new(ErrorCode::StoreUnavailable, "The store has too much to write.");
         sent.map_err(full)?.map_err(|e| gone(e.to_string()))?;
-        answer.await.map_err(|e| gone(e.to_string()))?
+        let slow = |_| Error::new(ErrorCode::StoreUnavailable, "The store did not write in time.");
+        let answer = tokio::time::timeout(STALLED, answer).await.map_err(slow)?;
+        answer.map_err(|e| gone(e.to_string()))?
     }
 }
 
