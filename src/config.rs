@@ -662,7 +662,10 @@ impl Tree {
                 allowed_models: tree.allowed_models.0.clone(),
                 instructions: tree.instructions(name)?,
                 settings: tree.settings.clone(),
+                tools: vec![],
                 max_tool_rounds: tree.max_tool_rounds.unwrap_or(self.agent_defaults.max_tool_rounds),
+                tool_timeout: Duration::from_secs(10),
+                response_format: chat::ResponseFormat::Text,
             });
         }
         Ok(all)

@@ -13,6 +13,8 @@ pub mod http;
 pub mod patience;
 pub mod provider;
 pub mod run;
+pub mod schema;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod tool;

@@ -2,11 +2,14 @@
 //!
 //! It does not know HTTP, sessions or stores; who listens gives it a closure.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
 
 use crate::{
-    chat::Settings,
+    chat::{Artifact, ResponseFormat, Settings},
     error::{Error, ErrorCode},
+    tool::File,
 };
 
 pub mod next;
@@ -33,8 +36,23 @@ pub struct Agent {
     pub instructions: Option<String>,
     /// How it should answer, where the request does not say.
     pub settings: Settings,
+    /// Which tools it has: patterns, as [`crate::tool::Tools::select`] takes them.
+    pub tools: Vec<String>,
     /// How many rounds of tools at most.
     pub max_tool_rounds: u32,
+    /// How long a tool may take that does not say itself.
+    pub tool_timeout: Duration,
+    /// In what form it answers, where the request does not say.
+    pub response_format: ResponseFormat,
+}
+
+/// Where the files are kept that tools make.
+pub trait Shelf: Send + Sync {
+    /// Keeps a file.
+    ///
+    /// # Errors
+    /// Why it cannot be kept, for the model.
+    fn keep(&self, file: File) -> BoxFuture<'_, Result<Artifact, String>>;
 }
 
 /// A model and its provider: `provider/model`.
@@ -136,7 +154,10 @@ mod tests {
             allowed_models: vec!["openai/gpt-y".into(), "groq/*".into()],
             instructions: None,
             settings: Settings::default(),
+            tools: vec![],
             max_tool_rounds: 5,
+            tool_timeout: Duration::from_secs(10),
+            response_format: ResponseFormat::Text,
         };
         for fine in ["openai/gpt-x", "openai/gpt-y", "groq/meta/llama"] {
             assert_eq!(agent.model(Some(fine)).unwrap().to_string(), fine);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-use super::{FinishKind, Message, RunId, SessionId, Usage};
+use super::{Artifact, FinishKind, Message, RunId, SessionId, Usage};
 
 /// The answer of a run, all of it. The JSON form is a promise (CONTRACT § 5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Answer {
     /// The answer as data, where a form was asked for.
     pub structured_data: Option<Value>,
     /// Files the run made.
-    pub artifact_files: Vec<Value>,
+    pub artifact_files: Vec<Artifact>,
     /// The messages this run added to its session.
     pub messages: Vec<Message>,
     /// What the request brought.
@@ -67,4 +67,7 @@ pub struct Done {
     pub first_token_ms: Option<u64>,
     /// Whether old turns were left out of what the model was sent.
     pub history_truncated: bool,
+    /// Whether the answer is not what was streamed, because that did not fit the form asked for.
+    #[serde(default)]
+    pub repaired: bool,
 }

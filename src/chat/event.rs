@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Done;
+use super::{Artifact, Done};
 use crate::error::Error;
 
 /// One thing a run did. Events are numbered from 0 without gaps; the first is `Started`, the last `Done` or `Failed`.
@@ -18,6 +18,8 @@ pub enum Event {
     ToolCall(ToolCallMade),
     /// What came of a call.
     ToolResult(ToolResult),
+    /// A tool made a file, and it is kept.
+    Artifact(Artifact),
     /// The run is complete and committed.
     Done(Box<Done>),
     /// The run ended otherwise.

@@ -1,4 +1,4 @@
-//! Who and what: run ids, event ids, session ids, principals.
+//! Who and what: run ids, event ids, session ids, artifact ids, principals.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -31,15 +31,46 @@ impl fmt::Display for RunId {
 impl FromStr for RunId {
     type Err = Malformed;
 
-    /// Takes the one spelling that we write: 36 characters, lower case, hyphens.
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let id = Uuid::try_parse(text).map_err(|_| Malformed)?;
-        let mut spelling = [0; uuid::fmt::Hyphenated::LENGTH];
-        if *id.as_hyphenated().encode_lower(&mut spelling) == *text {
-            Ok(Self(id))
-        } else {
-            Err(Malformed)
-        }
+        uuid(text).map(Self)
+    }
+}
+
+/// Takes the one spelling that we write: 36 characters, lower case, hyphens.
+fn uuid(text: &str) -> Result<Uuid, Malformed> {
+    let id = Uuid::try_parse(text).map_err(|_| Malformed)?;
+    let mut spelling = [0; uuid::fmt::Hyphenated::LENGTH];
+    if *id.as_hyphenated().encode_lower(&mut spelling) == *text {
+        Ok(id)
+    } else {
+        Err(Malformed)
+    }
+}
+
+/// An artifact's id, which nobody can guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ArtifactId(Uuid);
+
+impl ArtifactId {
+    /// A fresh id.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for ArtifactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for ArtifactId {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        uuid(text).map(Self)
     }
 }
 

@@ -34,6 +34,9 @@ pub struct Message {
     /// Of an assistant's message: what its provider wants back, unread; not shown to clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub carry: Vec<Carry>,
+    /// Of a tool's message: whether the call failed; for the model, not shown to clients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
 }
 
 impl Message {
@@ -47,6 +50,7 @@ impl Message {
             tool_call_id: None,
             attachments,
             carry: Vec::new(),
+            failed: false,
         }
     }
 
@@ -60,6 +64,7 @@ impl Message {
             tool_call_id: None,
             attachments: Vec::new(),
             carry: Vec::new(),
+            failed: false,
         }
     }
 
@@ -73,6 +78,16 @@ impl Message {
             tool_call_id: Some(call_id.into()),
             attachments: Vec::new(),
             carry: Vec::new(),
+            failed: false,
+        }
+    }
+
+    /// What a tool gave back that failed.
+    #[must_use]
+    pub fn failure(call_id: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            failed: true,
+            ..Self::tool(call_id, why)
         }
     }
 
@@ -92,6 +107,7 @@ impl Message {
             tool_call_id: self.tool_call_id.clone(),
             attachments: Vec::new(),
             carry: Vec::new(),
+            failed: false,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! a *format* turns them into what a client reads.
 
 pub mod answer;
+pub mod artifact;
 pub mod chunk;
 pub mod event;
 pub mod fold;
@@ -14,9 +15,10 @@ pub mod request;
 pub mod usage;
 
 pub use answer::{Answer, Done, ToolRecord};
+pub use artifact::Artifact;
 pub use chunk::{Chunk, FinishKind, FinishReason};
 pub use event::{Event, ToolCallMade, ToolResult};
-pub use id::{EventId, Principal, RunId, SessionId};
+pub use id::{ArtifactId, EventId, Principal, RunId, SessionId};
 pub use message::{Carry, Image, Message, Role, ToolCall};
 pub use request::{ChatRequest, ResponseFormat, Settings, ToolChoice, ToolDefinition};
 pub use usage::{ModelCall, Usage};

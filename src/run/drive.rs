@@ -205,6 +205,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
         duration_ms: millis(run.began.elapsed()),
         first_token_ms: turn.first_content.map(|at| millis(at - run.began)),
         history_truncated,
+        repaired: false,
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    chat::{Answer, Done, Event, FinishKind, RunId, SessionId, ToolCallMade, ToolResult, Usage},
+    chat::{Answer, Artifact, Done, Event, FinishKind, RunId, SessionId, ToolCallMade, ToolResult, Usage},
     http::error::Problem,
     run::{Run, View},
 };
@@ -30,6 +30,8 @@ struct StreamChunk<'a> {
     tool_call: Option<ToolCallPart<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_result: Option<ToolResultPart<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact: Option<&'a Artifact>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     done: Option<DonePart<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +61,7 @@ struct ToolResultPart<'a> {
 struct DonePart<'a> {
     metadata: DoneMetadata<'a>,
     structured_data: Option<&'a Value>,
-    artifact_files: &'a [Value],
+    artifact_files: &'a [Artifact],
     response: &'a Answer,
 }
 
@@ -72,6 +74,8 @@ struct DoneMetadata<'a> {
     first_token_ms: Option<u64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_truncated: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repaired: bool,
 }
 
 /// What an event is called on the wire.
@@ -86,6 +90,7 @@ pub fn name(view: View<'_>) -> &'static str {
             Event::Reasoning(_) => "reasoning",
             Event::ToolCall(_) => "tool_call",
             Event::ToolResult(_) => "tool_result",
+            Event::Artifact(_) => "artifact",
             Event::Done(_) => "done",
             Event::Failed(_) => "error",
         },
@@ -111,6 +116,7 @@ pub fn write(out: &mut Vec<u8>, run: &Run, request_id: &str, seq: u64, view: Vie
         reasoning: None,
         tool_call: None,
         tool_result: None,
+        artifact: None,
         done: None,
         error: None,
     };
@@ -123,6 +129,7 @@ pub fn write(out: &mut Vec<u8>, run: &Run, request_id: &str, seq: u64, view: Vie
             Event::Reasoning(text) => chunk.reasoning = Some(text),
             Event::ToolCall(call) => put_call(&mut chunk, call),
             Event::ToolResult(result) => put_result(&mut chunk, result),
+            Event::Artifact(artifact) => chunk.artifact = Some(artifact),
             Event::Done(done) => put_done(&mut chunk, done),
             Event::Failed(error) => {
                 // Not final: what broke never looks finished.
@@ -182,6 +189,7 @@ fn put_done<'a>(chunk: &mut StreamChunk<'a>, done: &'a Done) {
         duration_ms,
         first_token_ms,
         history_truncated,
+        repaired,
     } = done;
     chunk.is_final = true;
     chunk.finish_reason = answer.finish_reason;
@@ -194,6 +202,7 @@ fn put_done<'a>(chunk: &mut StreamChunk<'a>, done: &'a Done) {
             duration_ms: *duration_ms,
             first_token_ms: *first_token_ms,
             history_truncated: *history_truncated,
+            repaired: *repaired,
         },
         structured_data: answer.structured_data.as_ref(),
         artifact_files: &answer.artifact_files,

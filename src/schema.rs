@@ -1,0 +1,283 @@
+//! JSON Schemas that come from outside: compiled without fetching anything, checked to be no trap, and applied.
+//!
+//! The only place that knows the `jsonschema` crate. A schema from a request is bounded in its size, in what its
+//! references unfold to, and in its patterns, so that applying it costs no more than reading the answer.
+
+use std::collections::BTreeMap;
+
+use jsonschema::{PatternOptions, Validator};
+use serde_json::Value;
+
+/// How large a schema may be, in bytes of JSON.
+const MAX_BYTES: usize = 64 << 10;
+/// How many subschemas it may have, its references unfolded.
+const MAX_UNFOLDED: usize = 10_000;
+/// How large a pattern may become, in bytes.
+const MAX_PATTERN: usize = 256 << 10;
+/// How many differences are told.
+const MAX_TOLD: usize = 5;
+/// How much of one difference is told, in characters.
+const MAX_SENTENCE: usize = 300;
+
+/// Whether a schema may refer to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recursion {
+    /// It may: it is from somebody who is trusted to mean well.
+    Allowed,
+    /// It may not.
+    Refused,
+}
+
+/// Keywords that hold schemas by name.
+const NAMED: [&str; 5] = [
+    "properties",
+    "patternProperties",
+    "$defs",
+    "definitions",
+    "dependentSchemas",
+];
+
+/// A schema, compiled.
+#[derive(Debug)]
+pub struct Schema(Validator);
+
+impl Schema {
+    /// Compiles a schema. Nothing is ever fetched.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn compile(schema: &Value, recursion: Recursion) -> Result<Self, String> {
+        if !matches!(schema, Value::Object(_)) {
+            return Err("a schema must be an object".into());
+        }
+        if serde_json::to_vec(schema).map_or(usize::MAX, |json| json.len()) > MAX_BYTES {
+            return Err("a schema may have 64 KiB as JSON".into());
+        }
+        let mut survey = Survey {
+            root: schema,
+            recursion,
+            known: BTreeMap::new(),
+            open: Vec::new(),
+        };
+        survey.weigh(schema)?;
+        let patterns = PatternOptions::regex()
+            .size_limit(MAX_PATTERN)
+            .dfa_size_limit(MAX_PATTERN);
+        let compiled = jsonschema::options()
+            .with_pattern_options(patterns)
+            .offline()
+            .build(schema);
+        compiled
+            .map(Self)
+            .map_err(|e| format!("not a JSON Schema: {}", shorten(&e.to_string())))
+    }
+
+    /// Whether a value fits.
+    ///
+    /// # Errors
+    /// Where it does not, in words that a model can act on.
+    pub fn admits(&self, value: &Value) -> Result<(), String> {
+        let mut told = Vec::new();
+        for error in self.0.iter_errors(value).take(MAX_TOLD) {
+            let place = error.instance_path().to_string();
+            let place = if place.is_empty() { "/".to_owned() } else { place };
+            told.push(format!("at {place}: {}", shorten(&error.to_string())));
+        }
+        if told.is_empty() { Ok(()) } else { Err(told.join("; ")) }
+    }
+}
+
+/// A walk over a schema that counts what it unfolds to.
+struct Survey<'a> {
+    root: &'a Value,
+    recursion: Recursion,
+    /// What references unfold to.
+    known: BTreeMap<&'a str, usize>,
+    /// References that the walk is inside of.
+    open: Vec<&'a str>,
+}
+
+impl<'a> Survey<'a> {
+    /// How many subschemas there are in and under `place`.
+    fn weigh(&mut self, place: &'a Value) -> Result<usize, String> {
+        let mut weight = 1_usize;
+        match place {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match (name.as_str(), value) {
+                        ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(to)) => weight += self.follow(to)?,
+                        ("pattern", Value::String(pattern)) => tame(pattern)?,
+                        ("patternProperties", Value::Object(patterns)) => {
+                            patterns.keys().try_for_each(|pattern| tame(pattern))?;
+                        }
+                        // Data, not schemas.
+                        ("const" | "enum" | "default" | "examples", _) => continue,
+                        // A schema with a name of its own has references of its own.
+                        ("$id", Value::String(_)) if !std::ptr::eq(place, self.root) => {
+                            return Err("only the schema itself may have an $id".into());
+                        }
+                        _ => {}
+                    }
+                    weight += match value {
+                        // Their keys are names, whatever they look like.
+                        Value::Object(named) if NAMED.contains(&name.as_str()) => named
+                            .values()
+                            .try_fold(1, |sum, one| self.weigh(one).map(|weight| sum + weight))?,
+                        value => self.weigh(value)?,
+                    };
+                }
+            }
+            Value::Array(all) => {
+                for one in all {
+                    weight += self.weigh(one)?;
+                }
+            }
+            _ => {}
+        }
+        if weight > MAX_UNFOLDED {
+            return Err("a schema may unfold to 10000 subschemas".into());
+        }
+        Ok(weight)
+    }
+
+    fn follow(&mut self, to: &'a str) -> Result<usize, String> {
+        let Some(pointer) = to.strip_prefix('#') else {
+            return Err(format!(
+                "{} is not a reference into the schema itself; nothing is fetched",
+                shorten(&format!("{to:?}"))
+            ));
+        };
+        if self.open.contains(&to) {
+            return match self.recursion {
+                Recursion::Allowed => Ok(1),
+                Recursion::Refused => Err("a schema must not refer to itself".into()),
+            };
+        }
+        if let Some(known) = self.known.get(to) {
+            return Ok(*known);
+        }
+        // An anchor or an encoded name is left to the compiler, unless it could hide a circle.
+        let target = if pointer.is_empty() {
+            Some(self.root)
+        } else {
+            self.root.pointer(pointer)
+        };
+        let Some(target) = target else {
+            return match self.recursion {
+                Recursion::Allowed => Ok(1),
+                Recursion::Refused => Err(format!("{} leads nowhere", shorten(&format!("{to:?}")))),
+            };
+        };
+        self.open.push(to);
+        // The root holds the place where the walk is, so a reference to it, or to anything around, is a circle.
+        let weight = self.weigh(target)?;
+        self.open.pop();
+        self.known.insert(to, weight);
+        Ok(weight)
+    }
+}
+
+/// Refuses a pattern that is not plainly cheap: what a linear engine cannot read, and repetitions of repetitions.
+fn tame(pattern: &str) -> Result<(), String> {
+    use regex_syntax::hir::{Hir, HirKind};
+    fn nested(hir: &Hir, inside: bool) -> bool {
+        match hir.kind() {
+            HirKind::Repetition(repetition) => {
+                let endless = repetition.max.is_none_or(|max| max > 100);
+                (endless && inside) || nested(&repetition.sub, inside || endless)
+            }
+            HirKind::Capture(capture) => nested(&capture.sub, inside),
+            HirKind::Concat(all) | HirKind::Alternation(all) => all.iter().any(|one| nested(one, inside)),
+            _ => false,
+        }
+    }
+    let name = shorten(&format!("{pattern:?}"));
+    let parsed = regex_syntax::ParserBuilder::new().nest_limit(50).build().parse(pattern);
+    match parsed {
+        Ok(hir) if !nested(&hir, false) => Ok(()),
+        Ok(_) => Err(format!("the pattern {name} repeats a repetition")),
+        Err(_) => Err(format!("the pattern {name} is not one that takes linear time")),
+    }
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(MAX_SENTENCE) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_fits_fits_and_what_does_not_is_told() {
+        let schema = json!({
+            "type": "object", "required": ["n", "who"], "additionalProperties": false,
+            "properties": {"n": {"type": "integer"}, "who": {"$ref": "#/$defs/name"}},
+            "$defs": {"name": {"type": "string", "pattern": "^[a-z]+$"}},
+        });
+        let schema = Schema::compile(&schema, Recursion::Refused).unwrap();
+        assert_eq!(schema.admits(&json!({"n": 1, "who": "ada"})), Ok(()));
+        let why = schema.admits(&json!({"n": "1", "who": "Ada"})).unwrap_err();
+        assert!(why.contains("at /n:") && why.contains("at /who:"), "{why}");
+        assert!(schema.admits(&json!({"n": 1})).unwrap_err().contains("who"));
+    }
+
+    #[test]
+    fn traps_are_refused_and_nothing_is_fetched() {
+        let bomb = (0..20).fold(json!({"l20": {"type": "string"}}), |mut defs, level| {
+            let next = json!({"$ref": format!("#/$defs/l{}", level + 1)});
+            defs[format!("l{level}")] = json!({"anyOf": [next.clone(), next.clone(), next]});
+            defs
+        });
+        for (what, schema) in [
+            ("no object", json!([])),
+            ("http", json!({"$ref": "http://127.0.0.1:1/x"})),
+            ("file", json!({"properties": {"a": {"$ref": "file:///etc/passwd"}}})),
+            ("relative", json!({"$ref": "other.json"})),
+            (
+                "itself",
+                json!({"type": "object", "properties": {"next": {"$ref": "#"}}}),
+            ),
+            (
+                "round about",
+                json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"items": {"$ref": "#/$defs/a"}}}}),
+            ),
+            (
+                "around",
+                json!({"properties": {"a": {"items": {"$ref": "#/properties/a"}}}}),
+            ),
+            (
+                "under a name",
+                json!({"properties": {"default": {"items": {"$ref": "#"}}}}),
+            ),
+            (
+                "elsewhere",
+                json!({"$defs": {"x": {"$id": "http://x/", "$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#"}}}}}),
+            ),
+            ("nowhere", json!({"$ref": "#/$defs/none"})),
+            ("bomb", json!({"$ref": "#/$defs/l0", "$defs": bomb})),
+            ("repeated repetition", json!({"pattern": "(a+)+$"})),
+            ("look-around", json!({"pattern": "(?=a)b"})),
+            ("back-reference", json!({"patternProperties": {"(a)\\1": {}}})),
+            ("no type", json!({"type": "thing"})),
+            ("large", json!({"description": "x".repeat(MAX_BYTES)})),
+        ] {
+            let began = std::time::Instant::now();
+            assert!(Schema::compile(&schema, Recursion::Refused).is_err(), "{what}");
+            assert!(began.elapsed().as_secs() < 5, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_trusted_schema_may_be_a_tree() {
+        let tree = json!({"type": "object", "properties": {"left": {"$ref": "#"}}, "additionalProperties": false});
+        let schema = Schema::compile(&tree, Recursion::Allowed).unwrap();
+        assert_eq!(schema.admits(&json!({"left": {"left": {}}})), Ok(()));
+        assert!(schema.admits(&json!({"left": {"right": {}}})).is_err());
+    }
+}
