@@ -13,6 +13,7 @@ use crate::{
     provider::Providers,
     run::Runs,
     store,
+    tool::Tools,
 };
 
 /// How long readers have to take their last events once the last run has ended.
@@ -34,7 +35,7 @@ pub struct Running {
 /// Whatever keeps it from starting: settings, the store, the address.
 pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let listen_at = settings.listen;
-    let (providers, agents) = staff(&settings)?;
+    let (providers, tools, agents) = staff(&settings)?;
     let store = store::open(&settings.store_url).await?;
     let listener = TcpListener::bind(listen_at)
         .await
@@ -42,7 +43,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let address = listener.local_addr().map_err(Error::internal)?;
     introduce(&settings, &agents, address);
 
-    let runs = Runs::new(agents, providers, store, settings.runs);
+    let runs = Runs::new(agents, providers, tools, store, settings.runs);
     let front = Front {
         runs: runs.clone(),
         settings: Arc::new(FrontSettings {
@@ -91,6 +92,7 @@ async fn live(listener: TcpListener, front: Front, settings: Settings, stop: Can
         give_up.cancel();
         tracing::warn!("some readers did not take their last events in time");
     }
+    runs.tools.close().await;
     runs.store.close().await;
 }
 
@@ -122,7 +124,7 @@ pub fn check(settings: &Settings) -> Result<(), Error> {
 }
 
 /// Who answers, and who can be asked.
-fn staff(settings: &Settings) -> Result<(Providers, Agents), Error> {
+fn staff(settings: &Settings) -> Result<(Providers, Tools, Agents), Error> {
     let listen_at = settings.listen;
     if !listen_at.ip().is_loopback() && !settings.allow_anonymous {
         return Err(config_error(format!(
@@ -131,8 +133,9 @@ fn staff(settings: &Settings) -> Result<(Providers, Agents), Error> {
         )));
     }
     let providers = Providers::new(settings.providers.clone()).map_err(|e| config_error(format!("providers.{e}")))?;
-    let agents = agents(settings, &providers).map_err(config_error)?;
-    Ok((providers, agents))
+    let tools = Tools::new(settings.tools.clone()).map_err(config_error)?;
+    let agents = agents(settings, &providers, &tools).map_err(config_error)?;
+    Ok((providers, tools, agents))
 }
 
 fn config_error(what: String) -> Error {
@@ -140,13 +143,18 @@ fn config_error(what: String) -> Error {
 }
 
 /// The configured agents, each with a provider that is there.
-fn agents(settings: &Settings, providers: &Providers) -> Result<Agents, String> {
+fn agents(settings: &Settings, providers: &Providers, tools: &Tools) -> Result<Agents, String> {
     let all: std::collections::BTreeMap<String, Arc<Agent>> = settings
         .agents
         .iter()
         .map(|agent| (agent.name.clone(), Arc::new(agent.clone())))
         .collect();
     for agent in all.values() {
+        for pattern in &agent.tools {
+            tools
+                .knows(pattern)
+                .map_err(|e| format!("agents.{}.tools: {e}", agent.name))?;
+        }
         if let Some(model) = agent
             .fallbacks
             .iter()

@@ -15,13 +15,18 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::{
-    agent::{Agent, ModelRef},
-    chat,
+    agent::{Agent, Form, ModelRef},
+    chat::{self, ResponseFormat},
     http::listen::ListenSettings,
     provider::{self, BreakerSwitch, ProviderSettings},
     run,
     telemetry::LogFormat,
+    tool::{self, ToolSettings},
 };
+
+mod tools;
+
+use tools::{HttpToolDefaults, McpDefaults, McpTree, ToolsTree};
 
 const DEFAULT: &str = include_str!("../config/default.toml");
 const PREFIX: &str = "SLUICEGATE__";
@@ -98,6 +103,8 @@ pub struct Settings {
     pub log_filter: String,
     /// Who answers.
     pub providers: Vec<ProviderSettings>,
+    /// What agents can do beside talking.
+    pub tools: ToolSettings,
     /// Who can be asked.
     pub agents: Vec<Agent>,
     /// Who is asked when nobody is named.
@@ -286,6 +293,12 @@ struct Tree {
     provider_kinds: BTreeMap<String, KindTree>,
     #[serde(default)]
     providers: BTreeMap<String, ProviderTree>,
+    http_tool_defaults: HttpToolDefaults,
+    #[serde(default)]
+    tools: ToolsTree,
+    mcp_defaults: McpDefaults,
+    #[serde(default)]
+    mcp: BTreeMap<String, McpTree>,
     agent_defaults: AgentDefaults,
     #[serde(default)]
     agents: BTreeMap<String, AgentTree>,
@@ -412,7 +425,9 @@ struct ProviderTree {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct AgentDefaults {
+    tools: List,
     max_tool_rounds: u32,
+    tool_timeout: Time,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -433,8 +448,33 @@ struct AgentTree {
     #[serde(skip_serializing_if = "Option::is_none")]
     instructions: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tools: Option<List>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_tool_rounds: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_timeout: Option<Time>,
     settings: chat::Settings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_format: Option<FormatTree>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct FormatTree {
+    r#type: FormatWord,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// A JSON Schema: a table, or the text of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schema: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum FormatWord {
+    Text,
+    JsonObject,
+    JsonSchema,
 }
 
 impl Tree {
@@ -449,13 +489,27 @@ impl Tree {
                 .chain(self.providers.keys().map(String::as_str))
                 .next();
             let first = first.map(str::to_owned);
+            let known = self.agents.contains_key("assistant");
             let assistant = self.agents.entry("assistant".to_owned()).or_insert_with(|| AgentTree {
                 description: "Answers questions; remembers the session.".to_owned(),
                 ..AgentTree::default()
             });
             assistant.model = flags.model.clone().or_else(|| assistant.model.clone()).or(first);
+            // The demo shows everything. A real model has the tools that its owner gives it: each costs tokens, and not
+            // every server that is compatible with OpenAI's takes them.
+            let demo = |model: &String| model.split('/').next() == Some("demo");
+            if !known && assistant.model.as_ref().is_some_and(demo) && self.agent_defaults.tools.is_empty() {
+                assistant.tools = Some(List(tool::built_in().map(str::to_owned).collect()));
+            }
         }
         let agents = self.agents()?;
+        let tools = tools::tools(
+            &self.tools,
+            &self.http_tool_defaults,
+            &self.mcp,
+            &self.mcp_defaults,
+            environment,
+        )?;
         let Tree {
             server,
             runs,
@@ -527,6 +581,7 @@ impl Tree {
             },
             log_filter: log.filter.clone(),
             providers,
+            tools,
             agents,
             default_agent: self.default_agent.clone(),
             tree: self,
@@ -593,11 +648,7 @@ impl Tree {
                 api_key: api_key(tree, environment, &at)?,
                 api_version: tree.api_version.clone(),
                 deployment: tree.deployment.clone(),
-                headers: tree
-                    .headers
-                    .iter()
-                    .map(|(name, value)| (name.clone(), value.0.clone()))
-                    .collect(),
+                headers: tools::secrets(&tree.headers, &at("headers"), environment)?,
                 limits: provider::Limits {
                     connect_timeout: limit!(connect_timeout).0,
                     first_byte_timeout: limit!(first_byte_timeout).0,
@@ -662,13 +713,36 @@ impl Tree {
                 allowed_models: tree.allowed_models.0.clone(),
                 instructions: tree.instructions(name)?,
                 settings: tree.settings.clone(),
-                tools: vec![],
+                tools: tree.tools.as_ref().unwrap_or(&self.agent_defaults.tools).0.clone(),
                 max_tool_rounds: tree.max_tool_rounds.unwrap_or(self.agent_defaults.max_tool_rounds),
-                tool_timeout: Duration::from_secs(10),
-                response_format: chat::ResponseFormat::Text,
+                tool_timeout: tree.tool_timeout.unwrap_or(self.agent_defaults.tool_timeout).0,
+                response_format: match &tree.response_format {
+                    Some(format) => format.checked(&at("response_format"))?,
+                    None => ResponseFormat::Text,
+                },
             });
         }
         Ok(all)
+    }
+}
+
+impl FormatTree {
+    fn checked(&self, at: &str) -> Result<ResponseFormat, ConfigError> {
+        let format = match (self.r#type, &self.schema) {
+            (FormatWord::Text, None) => ResponseFormat::Text,
+            (FormatWord::JsonObject, None) => ResponseFormat::JsonObject,
+            (FormatWord::JsonSchema, Some(schema)) => ResponseFormat::JsonSchema {
+                name: self.name.clone().unwrap_or_else(|| "answer".to_owned()),
+                schema: tools::json(schema, &format!("{at}.schema"))?,
+            },
+            _ => {
+                return Err(wrong(format!(
+                    "{at}: a schema belongs to the type json_schema, and to no other"
+                )));
+            }
+        };
+        Form::new(&format).map_err(|e| wrong(format!("{at}.schema: {}", e.message)))?;
+        Ok(format)
     }
 }
 
@@ -724,6 +798,30 @@ fn api_key(
         return Ok(Some(text.trim().to_owned().into()));
     }
     Ok(tree.api_key.as_ref().map(|key| key.0.clone()))
+}
+
+/// A secret text with the variables in it that it names: `Bearer ${TOKEN}`.
+fn expand(secret: &Secret, environment: &BTreeMap<String, String>, at: &str) -> Result<SecretString, ConfigError> {
+    let mut rest = secret.0.expose_secret();
+    let mut whole = String::with_capacity(rest.len());
+    while let Some((before, after)) = rest.split_once("${") {
+        let named = after
+            .split_once('}')
+            .filter(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+        let Some((name, after)) = named else {
+            return Err(wrong(format!(
+                "{at}: ${{ is not followed by the name of a variable and }}"
+            )));
+        };
+        let value = environment
+            .get(name)
+            .ok_or_else(|| wrong(format!("{at}: {name} is not set")))?;
+        whole.push_str(before);
+        whole.push_str(value.trim());
+        rest = after;
+    }
+    whole.push_str(rest);
+    Ok(whole.into())
 }
 
 /// A text that is never shown.
@@ -824,6 +922,12 @@ impl Serialize for Size {
 /// A list of texts; in the environment separated by commas.
 #[derive(Clone, Debug, Default, Serialize)]
 struct List(Vec<String>);
+
+impl List {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 impl<'de> Deserialize<'de> for List {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

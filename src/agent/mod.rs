@@ -9,13 +9,16 @@ use futures_util::future::BoxFuture;
 use crate::{
     chat::{Artifact, ResponseFormat, Settings},
     error::{Error, ErrorCode},
-    tool::File,
+    tool::{File, Offer, ToolContext},
 };
 
+mod call;
+pub mod form;
 pub mod next;
 pub mod step;
 pub mod turn;
 
+pub use form::Form;
 pub use step::answer;
 pub use turn::Turn;
 
@@ -44,6 +47,16 @@ pub struct Agent {
     pub tool_timeout: Duration,
     /// In what form it answers, where the request does not say.
     pub response_format: ResponseFormat,
+}
+
+/// What an agent has at hand for one turn.
+pub struct Kit<'a> {
+    /// Its tools.
+    pub tools: &'a [Offer],
+    /// What they are told beside their arguments.
+    pub context: ToolContext,
+    /// Where their files go.
+    pub shelf: &'a dyn Shelf,
 }
 
 /// Where the files are kept that tools make.

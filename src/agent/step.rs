@@ -6,20 +6,19 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use super::{
-    Agent, ModelRef, Turn,
+    Agent, Kit, ModelRef, Turn,
+    call::{call, refuse},
+    form::fitted,
     next::{Next, next},
 };
 use crate::{
     chat::{
-        Chunk, Event, Message, ToolCall, ToolCallMade, ToolChoice, ToolResult,
+        Chunk, Event, Message, ToolCall, ToolCallMade, ToolChoice,
         fold::{Asked, Round},
     },
     error::{Error, ErrorCode},
     provider::{ChunkStream, Provider},
 };
-
-/// The most calls of one round that are looked at; the rest get an error as their result.
-const MAX_CALLS: usize = 16;
 
 /// One who can be asked.
 #[derive(Clone)]
@@ -43,19 +42,20 @@ pub struct Bounds {
 /// any moment; `turn` then stands where it was ([`Turn::close`]).
 ///
 /// # Errors
-/// The provider's, and `output_limit`.
+/// The provider's, `output_limit`, and `output_invalid`.
 pub async fn answer(
     agent: &Agent,
     candidates: &[Candidate],
     bounds: Bounds,
+    kit: &Kit<'_>,
     turn: &mut Turn,
     say: &mut (impl FnMut(&mut Vec<Event>) + Send),
 ) -> Result<(), Error> {
     loop {
         match next(&turn.request.messages) {
-            Next::Stop => return Ok(()),
-            Next::Call(calls) => call(agent, calls, turn, say),
-            Next::Ask if turn.tool_rounds > agent.max_tool_rounds => return Ok(()), // it asked even without tools
+            Next::Stop => break,
+            Next::Call(calls) => call(agent, kit, calls, turn, say).await,
+            Next::Ask if turn.tool_rounds > agent.max_tool_rounds => break, // it asked even without tools
             Next::Ask => {
                 if turn.rounds > 0 {
                     turn.request.tool_choice = ToolChoice::Auto; // what the client chose was for the first round
@@ -67,6 +67,29 @@ pub async fn answer(
             }
         }
     }
+    settle(candidates, bounds, turn).await
+}
+
+/// Reads the answer as data, where a form was asked for. One that does not fit is asked for once more; that answer is not
+/// streamed, and stands in the place of the other.
+async fn settle(candidates: &[Candidate], bounds: Bounds, turn: &mut Turn) -> Result<(), Error> {
+    let Some(form) = turn.form.clone() else { return Ok(()) };
+    let mut reading = form.read(turn.last_words()).await;
+    if let Err(why) = &reading {
+        turn.begin_repair(form.complaint(why));
+        ask(candidates, bounds, turn, &mut |events| events.clear()).await?;
+        turn.end_repair();
+        reading = form.read(turn.last_words()).await;
+    }
+    let invalid = |why| {
+        Error::new(
+            ErrorCode::OutputInvalid,
+            "The model's answer does not have the form asked for.",
+        )
+        .because(why)
+    };
+    turn.structured = Some(reading.map_err(invalid)?);
+    Ok(())
 }
 
 /// One model call, from its first chunk to its finish.
@@ -115,14 +138,17 @@ async fn open(candidates: &[Candidate], turn: &mut Turn) -> Result<ChunkStream, 
         };
         turn.request.model.clone_from(&model.model);
         turn.model = model.to_string();
-        let error = match provider.stream(&turn.request).await {
+        let error = match provider.stream(&fitted(&**provider, &turn.request)).await {
             Ok(chunks) => return Ok(chunks),
             Err(error) => error,
         };
         if error.unsent() {
             turn.round = None; // nothing was sent, so nothing can be billed
         }
-        let able = |at: &usize| candidates[*at].provider.check(&turn.request).is_ok();
+        let able = |at: &usize| {
+            let provider = &*candidates[*at].provider;
+            provider.check(&fitted(provider, &turn.request)).is_ok()
+        };
         let next = (turn.candidate + 1..candidates.len()).find(able);
         match next.filter(|_| turn.rounds == 1 && error.elsewhere()) {
             Some(next) => {
@@ -146,7 +172,10 @@ fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), 
     };
     turn.finish = Some(reason.kind);
     turn.count(&round);
-    let (text, asked, carry) = round.complete();
+    let (text, mut asked, carry) = round.complete();
+    if turn.repairing() {
+        asked.clear(); // it was told that there is nothing to call
+    }
     let calls = asked.iter().map(|a| a.call.clone()).collect();
     turn.request
         .messages
@@ -171,40 +200,10 @@ fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), 
         refuse(
             turn,
             call,
-            "The arguments were not a JSON object; nothing was called.",
+            "The arguments were not a JSON object; nothing was called.".to_owned(),
             &mut events,
         );
     }
     say(&mut events);
     Ok(())
-}
-
-/// Answers a round's calls.
-fn call(agent: &Agent, calls: Vec<ToolCall>, turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) {
-    let mut events = Vec::new();
-    for (at, call) in calls.iter().enumerate() {
-        let why = match at {
-            _ if turn.tool_rounds > agent.max_tool_rounds => {
-                "The limit of tool rounds was reached; nothing was called."
-            }
-            0..MAX_CALLS => "There is no tool of this name.",
-            _ => "Too many calls in one round; this one was not made.",
-        };
-        refuse(turn, call, why, &mut events);
-    }
-    say(&mut events);
-}
-
-/// An error as a call's result: for the model, for the answer, and as an event.
-fn refuse(turn: &mut Turn, call: &ToolCall, why: &str, events: &mut Vec<Event>) {
-    turn.answer_call(call, false, why.to_owned());
-    events.push(Event::ToolResult(ToolResult {
-        id: call.id.clone(),
-        name: call.name.clone(),
-        ok: false,
-        content: why.to_owned(),
-        truncated: false,
-        duration_ms: 0,
-        round: turn.rounds,
-    }));
 }

@@ -1,10 +1,12 @@
 //! One turn under way: what was said before, what this run adds, and how far it is. Whatever happens to the loop, a
 //! turn can be closed into well-formed messages.
 
+use serde_json::Value;
 use tokio::time::Instant;
 
+use super::Form;
 use crate::chat::{
-    ChatRequest, FinishKind, Message, ModelCall, ToolCall, ToolRecord, Usage, fold::Round, history, usage,
+    ChatRequest, FinishKind, Message, ModelCall, Role, ToolCall, ToolRecord, Usage, fold::Round, history, usage,
 };
 
 /// A turn.
@@ -36,12 +38,20 @@ pub struct Turn {
     pub finish: Option<FinishKind>,
     /// When the first content came.
     pub first_content: Option<Instant>,
+    /// The form that the answer must have, where one was asked for.
+    pub(super) form: Option<Form>,
+    /// The answer as data, once it is known to fit.
+    pub structured: Option<Value>,
+    /// Whether the answer is another than what was said, because that did not fit.
+    pub repaired: bool,
+    /// While the answer is asked for once more: where the question stands, which is no part of the conversation.
+    repair: Option<usize>,
 }
 
 impl Turn {
-    /// A turn at its beginning: `request` ends with the message to answer.
+    /// A turn at its beginning: `request` ends with the message to answer, which is to be done in `form`.
     #[must_use]
-    pub fn new(request: ChatRequest) -> Self {
+    pub fn new(request: ChatRequest, form: Option<Form>) -> Self {
         Self {
             candidate: 0,
             model: String::new(),
@@ -56,13 +66,18 @@ impl Turn {
             tools: Vec::new(),
             finish: None,
             first_content: None,
+            form,
+            structured: None,
+            repaired: false,
+            repair: None,
         }
     }
 
     /// What this run adds to its session, the user's message first.
     #[must_use]
     pub fn added(&self) -> &[Message] {
-        &self.request.messages[self.before..]
+        let end = self.repair.unwrap_or(self.request.messages.len());
+        &self.request.messages[self.before..end]
     }
 
     /// The text so far, over all rounds.
@@ -71,13 +86,46 @@ impl Turn {
         let mut content: String = self
             .added()
             .iter()
-            .filter(|m| m.role == crate::chat::Role::Assistant)
+            .filter(|m| m.role == Role::Assistant)
             .map(|m| m.content.as_str())
             .collect();
-        if let Some(round) = &self.round {
+        if let Some(round) = self.round.as_ref().filter(|_| self.repair.is_none()) {
             content.push_str(&round.text);
         }
         content
+    }
+
+    /// What the model said last: its answer, if it is one.
+    pub(super) fn last_words(&self) -> &str {
+        match self.request.messages.last() {
+            Some(last) if last.role == Role::Assistant => &last.content,
+            _ => "",
+        }
+    }
+
+    /// Asks for the answer once more: from here on what is said is not part of the conversation, until
+    /// [`Turn::end_repair`].
+    pub(super) fn begin_repair(&mut self, complaint: String) {
+        self.repair = Some(self.request.messages.len());
+        self.request.tools.clear();
+        self.request.messages.push(Message::user(complaint, Vec::new()));
+    }
+
+    /// Whether the answer is being asked for once more.
+    pub(super) fn repairing(&self) -> bool {
+        self.repair.is_some()
+    }
+
+    /// Puts the new answer in the place of the one that did not fit.
+    pub(super) fn end_repair(&mut self) {
+        let Some(question) = self.repair.take() else { return };
+        let mut answer = self.request.messages.split_off(question);
+        let answer = answer.pop().filter(|m| m.role == Role::Assistant);
+        if self.request.messages.last().is_some_and(|m| m.role == Role::Assistant) {
+            self.request.messages.pop();
+        }
+        self.request.messages.extend(answer);
+        self.repaired = true;
     }
 
     /// Bytes that the model produced so far, over all rounds.
@@ -91,13 +139,16 @@ impl Turn {
     pub fn close(&mut self, why: &str) {
         if let Some(round) = self.round.take() {
             self.count(&round);
-            if !round.text.is_empty() {
+            if !round.text.is_empty() && self.repair.is_none() {
                 self.request.messages.push(Message::assistant(round.text, Vec::new()));
             }
         }
+        if let Some(question) = self.repair.take() {
+            self.request.messages.truncate(question);
+        }
         if let super::next::Next::Call(calls) = super::next::next(&self.request.messages) {
             for call in calls {
-                self.answer_call(&call, false, why.to_owned());
+                self.answer_call(&call, false, why.to_owned(), 0);
             }
         }
     }
@@ -117,18 +168,36 @@ impl Turn {
         });
     }
 
-    /// Records a call's result, for the model and for the answer.
-    pub(super) fn answer_call(&mut self, call: &ToolCall, ok: bool, result: String) {
-        self.request.messages.push(Message::tool(&call.id, &result));
-        self.tools.push(ToolRecord {
+    /// Records a call's result, for the model and for the answer: in the order of the calls, whichever came first.
+    pub(super) fn answer_call(&mut self, call: &ToolCall, ok: bool, result: String, duration_ms: u64) {
+        let messages = &mut self.request.messages;
+        let asked = messages.iter().rposition(|m| m.role != Role::Tool).unwrap_or(0);
+        let place = |id: Option<&str>| {
+            messages[asked]
+                .tool_calls
+                .iter()
+                .position(|c| Some(c.id.as_str()) == id)
+        };
+        let own = place(Some(&call.id));
+        let later = |m: &Message| place(m.tool_call_id.as_deref()) > own;
+        let answers = &messages[asked + 1..];
+        let behind = answers.iter().rev().take_while(|m| later(m)).count();
+        let message = if ok {
+            Message::tool(&call.id, &result)
+        } else {
+            Message::failure(&call.id, &result)
+        };
+        messages.insert(messages.len() - behind, message);
+        let record = ToolRecord {
             id: call.id.clone(),
             name: call.name.clone(),
             arguments: call.arguments.clone(),
             round: self.rounds,
             ok,
             result,
-            duration_ms: 0,
-        });
+            duration_ms,
+        };
+        self.tools.insert(self.tools.len() - behind, record);
     }
 }
 
@@ -141,7 +210,7 @@ mod tests {
     };
 
     fn turn() -> Turn {
-        Turn::new(ChatRequest {
+        let request = ChatRequest {
             model: "m".into(),
             instructions: None,
             messages: vec![
@@ -153,7 +222,8 @@ mod tests {
             tool_choice: ToolChoice::Auto,
             settings: Settings::default(),
             response_format: ResponseFormat::Text,
-        })
+        };
+        Turn::new(request, None)
     }
 
     #[test]
@@ -191,11 +261,51 @@ mod tests {
         turn.request
             .messages
             .push(Message::assistant("", vec![call("a"), call("b")]));
-        turn.answer_call(&call("a"), true, "1".into());
+        turn.answer_call(&call("a"), true, "1".into(), 7);
         turn.close("cut");
-        assert_eq!(turn.added().last(), Some(&Message::tool("b", "cut")));
+        assert_eq!(turn.added().last(), Some(&Message::failure("b", "cut")));
         assert_eq!(next(&turn.request.messages), Next::Ask);
         assert_eq!(turn.tools.iter().map(|t| t.ok).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn results_stand_in_the_order_of_the_calls() {
+        let mut turn = turn();
+        let call = |id: &str| ToolCall {
+            id: id.into(),
+            name: "f".into(),
+            arguments: serde_json::Map::new(),
+        };
+        let calls = ["a", "b", "c", "d"].map(call);
+        turn.request.messages.push(Message::assistant("", calls.to_vec()));
+        for id in ["c", "a", "d", "b"] {
+            turn.answer_call(&call(id), true, id.into(), 0);
+        }
+        let told: String = turn.added()[2..].iter().map(|m| m.content.as_str()).collect();
+        let recorded: String = turn.tools.iter().map(|t| t.result.as_str()).collect();
+        assert_eq!((told.as_str(), recorded.as_str()), ("abcd", "abcd"));
+    }
+
+    #[test]
+    fn a_repair_leaves_one_answer_and_no_question() {
+        let mut turn = turn();
+        turn.request.messages.push(Message::assistant("wrong", vec![]));
+        turn.begin_repair("Again!".into());
+        assert_eq!((turn.content().as_str(), turn.added().len()), ("wrong", 2));
+        let mut cut = Turn::new(turn.request.clone(), None);
+        (cut.before, cut.repair) = (turn.before, turn.repair);
+        cut.round = Some(Round::default());
+        cut.round.as_mut().unwrap().push(&Chunk::Text("ri".into()));
+        cut.close("cut");
+        assert_eq!((cut.content().as_str(), cut.added().len()), ("wrong", 2));
+
+        turn.request.messages.push(Message::assistant("right", vec![]));
+        turn.end_repair();
+        assert_eq!(
+            (turn.content().as_str(), turn.added().len(), turn.repaired),
+            ("right", 2, true)
+        );
+        assert_eq!(turn.last_words(), "right");
     }
 
     #[test]

@@ -378,15 +378,29 @@ fn context(fields: &mut Fields) -> Result<Option<Map<String, Value>>, Error> {
     }
 }
 
-fn response_format(fields: &mut Fields) -> Result<ResponseFormat, Error> {
+fn response_format(fields: &mut Fields) -> Result<Option<ResponseFormat>, Error> {
     let Some(mut format) = fields.object("response_format")? else {
-        return Ok(ResponseFormat::Text);
+        return Ok(None);
     };
-    if format.take("type").as_ref().and_then(Value::as_str) != Some("text") {
-        return Err(format.invalid("type", "must be `text`; forms in JSON are not there yet"));
-    }
+    let kind = format.take("type");
+    let found = match kind.as_ref().and_then(Value::as_str) {
+        Some("text") => ResponseFormat::Text,
+        Some("json_object") => ResponseFormat::JsonObject,
+        Some("json_schema") => {
+            let name = format.text("name", 64)?.unwrap_or_else(|| "answer".to_owned());
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+            if name.is_empty() || !name.bytes().all(fits) {
+                return Err(format.invalid("name", "must have 1 to 64 of the characters A-Z a-z 0-9 _ -"));
+            }
+            match format.take("schema") {
+                Some(schema @ Value::Object(_)) => ResponseFormat::JsonSchema { name, schema },
+                _ => return Err(format.invalid("schema", "must be a JSON Schema, an object")),
+            }
+        }
+        _ => return Err(format.invalid("type", "must be `text`, `json_object` or `json_schema`")),
+    };
     format.end()?;
-    Ok(ResponseFormat::Text)
+    Ok(Some(found))
 }
 
 /// SHA-256 of the request's fields, in hex: the names are in order, so that it does not matter how they were sent.

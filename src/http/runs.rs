@@ -121,7 +121,13 @@ pub async fn agents(_: format::TakesJson, State(front): State<Front>, _caller: C
         description: &agent.description,
         model: agent.model.to_string(),
         allowed_models: &agent.allowed_models,
-        tools: [],
+        tools: front
+            .runs
+            .tools
+            .select(&agent.tools)
+            .into_iter()
+            .map(|offer| offer.definition.name)
+            .collect(),
         default: agent.name == agents.default,
     });
     Json(serde_json::json!({"agents": all.collect::<Vec<_>>()})).into_response()
@@ -133,7 +139,7 @@ struct AgentShown<'a> {
     description: &'a str,
     model: String,
     allowed_models: &'a [String],
-    tools: [&'a str; 0],
+    tools: Vec<String>,
     default: bool,
 }
 

@@ -1,6 +1,7 @@
 //! How an upstream speaks: pure, bytes and values only. What does I/O is `upstream.rs`.
 
 use reqwest::header::HeaderMap;
+use serde_json::Value;
 
 use super::{
     ProviderError, Unsupported,
@@ -81,6 +82,49 @@ pub trait Decoder: Send {
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError>;
 }
 
+/// Whether a schema leaves nothing open: every object in it lists all its properties as required and admits no others. Only
+/// such a schema can be asked for strictly (platform.openai.com/docs/guides/structured-outputs, 2026-11); a provider
+/// refuses a request that asks so for another.
+pub(super) fn is_strict(schema: &Value) -> bool {
+    const OPEN: [&str; 9] = [
+        "allOf",
+        "oneOf",
+        "not",
+        "if",
+        "patternProperties",
+        "propertyNames",
+        "dependentSchemas",
+        "dependentRequired",
+        "unevaluatedProperties",
+    ];
+    match schema {
+        Value::Object(fields) => {
+            let is_object = fields.get("type").is_some_and(|t| t == "object") || fields.contains_key("properties");
+            let properties = fields.get("properties").and_then(Value::as_object);
+            let required = fields.get("required").and_then(Value::as_array);
+            let closed = !is_object
+                || fields.get("additionalProperties") == Some(&Value::Bool(false))
+                    && properties.is_some_and(|all| {
+                        all.keys()
+                            .all(|name| required.is_some_and(|r| r.iter().any(|one| one == name)))
+                    });
+            let named = |(name, value): (&String, &Value)| match (name.as_str(), value) {
+                ("const" | "enum" | "default" | "examples" | "required", _) => true,
+                ("properties" | "$defs" | "definitions", Value::Object(all)) => all.values().all(is_strict),
+                (_, value) => is_strict(value),
+            };
+            closed && !OPEN.iter().any(|word| fields.contains_key(*word)) && fields.iter().all(named)
+        }
+        Value::Array(all) => all.iter().all(is_strict),
+        _ => true,
+    }
+}
+
+/// Whether a schema is of an object: no other can be asked for on OpenAI's wires.
+pub(super) fn is_of_object(schema: &Value) -> bool {
+    schema.get("type").is_some_and(|kind| kind == "object")
+}
+
 /// An event's data as a value of a wire. The parser's own sentence quotes what it read, so it is not repeated.
 pub(super) fn parse_event<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Result<T, ProviderError> {
     serde_json::from_str(text).map_err(|e| {
@@ -91,4 +135,31 @@ pub(super) fn parse_event<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Resul
         );
         ProviderError::new(Kind::Protocol, what)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_schema_that_leaves_nothing_open_is_strict() {
+        let place = json!({
+            "type": "object", "required": ["name", "tags"], "additionalProperties": false,
+            "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}}},
+            "$defs": {"tag": {"enum": ["a", {"type": "object"}]}},
+        });
+        assert!(is_strict(&place));
+        let mut optional = place.clone();
+        optional["required"] = json!(["name"]);
+        let mut open = place.clone();
+        open["properties"]["inner"] = json!({"type": "object"});
+        open["required"] = json!(["name", "tags", "inner"]);
+        let mut one_of = place.clone();
+        one_of["properties"]["name"] = json!({"oneOf": [{"type": "string"}]});
+        for loose in [optional, open, one_of, json!({"type": "object", "properties": {}})] {
+            assert!(!is_strict(&loose), "{loose}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use super::{
     openai::{self, OpenAi, OpenAiDecoder},
     upstream::{Credentials, HttpProvider},
 };
-use crate::chat::{ChatRequest, Chunk};
+use crate::chat::{ChatRequest, Chunk, ResponseFormat};
 
 /// The dialect.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,19 @@ pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, 
 
 impl Dialect for Groq {
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
-        OpenAi.check(request)
+        // A schema cannot be asked for while streaming, nor any JSON together with tools (console.groq.com/docs/structured-outputs,
+        // 2026-11).
+        let refused = match &request.response_format {
+            ResponseFormat::Text => false,
+            ResponseFormat::JsonObject => !request.tools.is_empty(),
+            ResponseFormat::JsonSchema { .. } => true,
+        };
+        match refused {
+            true => Err(Unsupported {
+                field: "response_format",
+            }),
+            false => OpenAi.check(request),
+        }
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Call, ProviderError> {

@@ -7,12 +7,13 @@ use futures_util::FutureExt;
 use super::{Ended, OnCancel, OnDisconnect, Run, Runs, shutting_down};
 use crate::{
     agent::{
-        self, Agent, Turn,
+        self, Agent, Kit, Turn,
         step::{Bounds, Candidate},
     },
     chat::{Answer, Done, Event},
     error::{Error, ErrorCode},
     store::{Commit, MessageStatus, RunEnd, RunStatus},
+    tool::{Offer, ToolContext},
 };
 
 /// How long a turn may take to be written. Longer than the store's own patience.
@@ -23,6 +24,9 @@ pub(super) struct Driven {
     pub(super) agent: Arc<Agent>,
     pub(super) candidates: Vec<Candidate>,
     pub(super) turn: Turn,
+    pub(super) tools: Vec<Offer>,
+    /// The request's `context`.
+    pub(super) facts: serde_json::Map<String, serde_json::Value>,
     pub(super) include_reasoning: bool,
     /// The session's version that the history is of; `None` for a run that is not stored.
     pub(super) version: Option<i64>,
@@ -41,10 +45,21 @@ impl Runs {
             agent,
             candidates,
             turn,
+            tools,
+            facts,
             ..
         } = &mut driven;
+        let shelf = self.shelf(&run);
+        let kit = Kit {
+            tools,
+            context: ToolContext {
+                run_id: run.id,
+                facts: Arc::new(std::mem::take(facts)),
+            },
+            shelf: &shelf,
+        };
         let mut say = |events: &mut Vec<Event>| run.log.append(events.drain(..));
-        let work = AssertUnwindSafe(agent::answer(agent, candidates, bounds, turn, &mut say)).catch_unwind();
+        let work = AssertUnwindSafe(agent::answer(agent, candidates, bounds, &kit, turn, &mut say)).catch_unwind();
         let outcome = tokio::select! {
             biased;
             outcome = work => match outcome {
@@ -197,7 +212,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
             usage: turn.usage.clone(),
             rounds: turn.rounds,
             tool_calls: turn.tools.clone(),
-            structured_data: None,
+            structured_data: turn.structured.clone().filter(|_| complete),
             artifact_files: Vec::new(),
             messages: turn.added().iter().map(crate::chat::Message::shown).collect(),
             metadata: run.metadata.clone(),
@@ -205,7 +220,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
         duration_ms: millis(run.began.elapsed()),
         first_token_ms: turn.first_content.map(|at| millis(at - run.began)),
         history_truncated,
-        repaired: false,
+        repaired: turn.repaired,
     }
 }
 

@@ -16,12 +16,14 @@ use crate::{
     error::{Error, ErrorCode},
     provider::Providers,
     store::{RunRecord, RunStatus, Store},
+    tool::Tools,
 };
 
 mod drive;
 pub mod follow;
 pub mod log;
 pub mod registry;
+mod shelf;
 pub mod start;
 
 pub use follow::Follow;
@@ -163,6 +165,8 @@ pub struct Runs {
     pub agents: Agents,
     /// Who answers.
     pub providers: Providers,
+    /// What agents can do beside talking.
+    pub tools: Tools,
     /// What is kept.
     pub store: Arc<dyn Store>,
     /// The limits.
@@ -178,10 +182,11 @@ pub struct Runs {
 impl Runs {
     /// The room, empty.
     #[must_use]
-    pub fn new(agents: Agents, providers: Providers, store: Arc<dyn Store>, limits: Limits) -> Arc<Self> {
+    pub fn new(agents: Agents, providers: Providers, tools: Tools, store: Arc<dyn Store>, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             agents,
             providers,
+            tools,
             store,
             limits,
             registry: registry::Registry::default(),

@@ -15,7 +15,7 @@ use super::{
     registry::{Admission, same_request},
 };
 use crate::{
-    agent::{Agent, ModelRef, Turn, step::Candidate},
+    agent::{Agent, Form, ModelRef, Turn, form::fitted, step::Candidate},
     chat::{
         ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice, history,
     },
@@ -49,8 +49,8 @@ pub struct Order {
     pub tool_choice: ToolChoice,
     /// Facts for this run.
     pub context: Option<serde_json::Map<String, serde_json::Value>>,
-    /// In what form to answer.
-    pub response_format: ResponseFormat,
+    /// In what form to answer; `None`: as the agent does.
+    pub response_format: Option<ResponseFormat>,
     /// Kept and echoed.
     pub metadata: BTreeMap<String, String>,
     /// What the last reader's leaving means.
@@ -78,23 +78,32 @@ impl Runs {
         let agent = self.agents.get(order.agent.as_deref())?.clone();
         let model = agent.model(order.model.as_deref())?;
         let candidates = self.candidates(&agent, &model, order.model.as_deref())?;
+        let tools = self.tools.select(&agent.tools);
+        let response_format = order.response_format.unwrap_or_else(|| agent.response_format.clone());
+        let form = Form::new(&response_format)?;
         let mut request = ChatRequest {
             model: model.model.clone(),
             instructions: instructions(agent.instructions.as_deref(), order.context.as_ref()),
             messages: vec![Message::user(order.message, order.attachments)],
-            tools: Vec::new(),
+            tools: tools.iter().map(|offer| offer.definition.clone()).collect(),
             tool_choice: order.tool_choice,
             settings: order.settings.over(&agent.settings),
-            response_format: order.response_format,
+            response_format,
         };
-        if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) && request.tools.is_empty() {
+        let lacking = match &request.tool_choice {
+            ToolChoice::Required => request.tools.is_empty(),
+            ToolChoice::Named(name) => !request.tools.iter().any(|tool| tool.name == *name),
+            ToolChoice::Auto | ToolChoice::None => false,
+        };
+        if lacking {
             return Err(Error::field(
                 ErrorCode::FieldInvalid,
                 "tool_choice",
-                "asks for a tool, and this agent has none",
+                "asks for a tool that this agent does not have",
             ));
         }
-        candidates[0].provider.check(&request).map_err(|refused| {
+        let first = &*candidates[0].provider;
+        first.check(&fitted(first, &request)).map_err(|refused| {
             Error::field(
                 ErrorCode::FieldInvalid,
                 refused.field,
@@ -143,7 +152,9 @@ impl Runs {
         let driven = Driven {
             agent,
             candidates,
-            turn: Turn::new(request),
+            turn: Turn::new(request, form),
+            tools,
+            facts: order.context.unwrap_or_default(),
             include_reasoning: order.include_reasoning,
             version,
             truncated,

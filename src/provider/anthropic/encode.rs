@@ -1,6 +1,6 @@
 //! Our request as Anthropic's.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -8,7 +8,11 @@ use serde_json::{Map, Value, json};
 use super::{NAME, wire::Kept};
 use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolChoice},
-    provider::{ProviderError, Unsupported, dialect::Call, error::Kind},
+    provider::{
+        ProviderError, Unsupported,
+        dialect::{Call, is_strict},
+        error::Kind,
+    },
 };
 
 /// The answer's limit where none is set: the API wants one. Models from Claude 3.5 on allow it; older ones want less.
@@ -27,10 +31,28 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
     if settings.stop.iter().any(|stop| stop.trim().is_empty()) {
         return refused("settings.stop"); // a line break, for one, cannot end an answer here
     }
-    if request.response_format == ResponseFormat::JsonObject {
-        return refused("response_format"); // only JSON of a schema
+    match &request.response_format {
+        ResponseFormat::Text => {}
+        // Not every model, and only schemas that leave nothing open; any JSON object has no place at all.
+        ResponseFormat::JsonSchema { schema, .. } if structures(&request.model) && is_strict(schema) => {}
+        _ => return refused("response_format"),
     }
     Ok(())
+}
+
+/// Whether a model takes `output_config.format`, for all that its name says: those from before Opus 4.1 do not
+/// (docs.claude.com/en/docs/build-with-claude/structured-outputs, 2026-11).
+fn structures(model: &str) -> bool {
+    let before = [
+        "claude-2",
+        "claude-3",
+        "claude-instant",
+        "claude-sonnet-4-0",
+        "claude-sonnet-4-2025",
+        "claude-opus-4-0",
+        "claude-opus-4-2025",
+    ];
+    !before.iter().any(|family| model.starts_with(family))
 }
 
 /// The call for a request.
@@ -73,6 +95,22 @@ fn body(request: &ChatRequest) -> Value {
             ToolChoice::None => drop(put("tool_choice", json!({"type": "none"}))),
             ToolChoice::Required => drop(put("tool_choice", json!({"type": "any"}))),
             ToolChoice::Named(name) => drop(put("tool_choice", json!({"type": "tool", "name": name}))),
+        }
+    }
+    // Where the conversation holds calls, the tools have to be there, even when none may be called any more.
+    if request.tools.is_empty() {
+        let called: BTreeSet<&str> = request
+            .messages
+            .iter()
+            .flat_map(|m| &m.tool_calls)
+            .map(|call| call.name.as_str())
+            .collect();
+        if !called.is_empty() {
+            let tools = called
+                .iter()
+                .map(|name| json!({"name": name, "description": "", "input_schema": {"type": "object"}}));
+            put("tools", tools.collect());
+            put("tool_choice", json!({"type": "none"}));
         }
     }
     let mut output = Map::new();
@@ -158,7 +196,10 @@ fn assistant<'a>(message: &'a Message, ids: &mut Ids<'a>) -> Vec<Value> {
 
 fn result(message: &Message, ids: &Ids<'_>) -> Value {
     let id = ids.of(message.tool_call_id.as_deref().unwrap_or(""));
-    json!({"type": "tool_result", "tool_use_id": id, "content": message.content})
+    match message.failed {
+        true => json!({"type": "tool_result", "tool_use_id": id, "content": message.content, "is_error": true}),
+        false => json!({"type": "tool_result", "tool_use_id": id, "content": message.content}),
+    }
 }
 
 /// A text block, unless it were blank: those are not allowed.

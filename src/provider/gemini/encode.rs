@@ -35,6 +35,10 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
     if images.any(|image| image.media_type == "image/gif") {
         return refuse("attachments");
     }
+    // Models before Gemini 3 refuse a form together with tools (ai.google.dev/gemini-api/docs/structured-output, 2026-11).
+    if request.response_format != ResponseFormat::Text && !request.tools.is_empty() {
+        return refuse("response_format");
+    }
     Ok(())
 }
 

@@ -21,6 +21,12 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
             field: "settings.reasoning_effort",
         });
     }
+    // The form binds every word from the first on, so that no tool could be called.
+    if request.response_format != ResponseFormat::Text && !request.tools.is_empty() {
+        return Err(Unsupported {
+            field: "response_format",
+        });
+    }
     Ok(())
 }
 

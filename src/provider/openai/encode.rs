@@ -4,7 +4,11 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolChoice},
-    provider::{ProviderError, dialect::Call, error::Kind},
+    provider::{
+        ProviderError,
+        dialect::{Call, is_strict},
+        error::Kind,
+    },
 };
 
 /// The call for a request.
@@ -67,7 +71,7 @@ fn body(request: &ChatRequest) -> Value {
         ResponseFormat::Text => {} // what there is without being asked for
         ResponseFormat::JsonObject => drop(put("response_format", json!({"type": "json_object"}))),
         ResponseFormat::JsonSchema { name, schema } => {
-            let schema = json!({"name": name, "schema": schema, "strict": true});
+            let schema = json!({"name": name, "schema": schema, "strict": is_strict(schema)});
             put("response_format", json!({"type": "json_schema", "json_schema": schema}));
         }
     }

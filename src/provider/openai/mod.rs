@@ -10,10 +10,10 @@ use reqwest::header::HeaderMap;
 
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
-    dialect::{Call, Decoder, Dialect},
+    dialect::{Call, Decoder, Dialect, is_of_object},
     upstream::{Credentials, HttpProvider},
 };
-use crate::chat::{ChatRequest, Chunk};
+use crate::chat::{ChatRequest, Chunk, ResponseFormat};
 
 mod decode;
 mod encode;
@@ -31,8 +31,13 @@ pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, 
 }
 
 impl Dialect for OpenAi {
-    fn check(&self, _request: &ChatRequest) -> Result<(), Unsupported> {
-        Ok(()) // every field of ours has its place here
+    fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
+        match &request.response_format {
+            ResponseFormat::JsonSchema { schema, .. } if !is_of_object(schema) => Err(Unsupported {
+                field: "response_format",
+            }),
+            _ => Ok(()), // every other field of ours has its place here
+        }
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Call, ProviderError> {

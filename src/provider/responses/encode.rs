@@ -8,7 +8,11 @@ use super::{
 };
 use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolCall, ToolChoice},
-    provider::{ProviderError, Unsupported, dialect::Call, error::Kind},
+    provider::{
+        ProviderError, Unsupported,
+        dialect::{Call, is_of_object, is_strict},
+        error::Kind,
+    },
 };
 
 /// The least `max_output_tokens` that is taken.
@@ -26,6 +30,8 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
         .is_some_and(|limit| limit < MIN_OUTPUT_TOKENS)
     {
         "settings.max_output_tokens"
+    } else if matches!(&request.response_format, ResponseFormat::JsonSchema { schema, .. } if !is_of_object(schema)) {
+        "response_format"
     } else {
         return Ok(());
     };
@@ -101,7 +107,7 @@ fn body(request: &ChatRequest, provider: &str) -> Value {
         ResponseFormat::Text => None, // what there is without being asked for
         ResponseFormat::JsonObject => Some(json!({"type": "json_object"})),
         ResponseFormat::JsonSchema { name, schema } => {
-            Some(json!({"type": "json_schema", "name": name, "schema": schema, "strict": true}))
+            Some(json!({"type": "json_schema", "name": name, "schema": schema, "strict": is_strict(schema)}))
         }
     };
     if let Some(format) = format {

@@ -1,0 +1,166 @@
+//! A round's calls: checked, made side by side, each with a deadline and exactly one result.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, timeout};
+
+use super::{Agent, Kit, Turn};
+use crate::{
+    chat::{Artifact, Event, ToolCall, ToolResult},
+    tool::{File, Offer, ToolError, ToolOutput},
+};
+
+/// The most calls of one round that are made; the rest get an error as their result.
+const MAX_CALLS: usize = 16;
+/// The most that a tool may give back, in bytes.
+const MAX_RESULT: usize = 256 << 10;
+/// What is shown of a result that is larger than that, in bytes.
+const HEAD: usize = 8 << 10;
+
+/// What came of a call.
+struct Outcome {
+    ok: bool,
+    content: String,
+    truncated: bool,
+    took: Duration,
+}
+
+/// Answers a round's calls. Each result is told when it is there; the model gets them in the order of its calls.
+pub(super) async fn call(
+    agent: &Agent,
+    kit: &Kit<'_>,
+    calls: Vec<ToolCall>,
+    turn: &mut Turn,
+    say: &mut (impl FnMut(&mut Vec<Event>) + Send),
+) {
+    let mut events = Vec::new();
+    let mut under_way = FuturesUnordered::new();
+    for (at, call) in calls.iter().enumerate() {
+        let offer = kit.tools.iter().find(|offer| offer.definition.name == call.name);
+        let allowed = match offer {
+            _ if turn.tool_rounds > agent.max_tool_rounds => {
+                Err("The limit of tool rounds was reached; nothing was called.".to_owned())
+            }
+            _ if at >= MAX_CALLS => Err("Too many calls in one round; this one was not made.".to_owned()),
+            None => Err("There is no tool of this name.".to_owned()),
+            Some(offer) => match offer.admits(&call.arguments) {
+                Ok(()) => Ok(offer),
+                Err(why) => Err(format!(
+                    "The arguments do not fit the tool's parameters; nothing was called: {why}"
+                )),
+            },
+        };
+        match allowed {
+            Ok(offer) => under_way.push(make(offer, call, kit, agent.tool_timeout)),
+            Err(why) => refuse(turn, call, why, &mut events),
+        }
+    }
+    if !events.is_empty() {
+        say(&mut events);
+    }
+    while let Some((call, files, outcome)) = under_way.next().await {
+        events.extend(files.into_iter().map(Event::Artifact));
+        record(turn, call, outcome, &mut events);
+        say(&mut events);
+    }
+}
+
+/// An error as a call's result, without a call.
+pub(super) fn refuse(turn: &mut Turn, call: &ToolCall, why: String, events: &mut Vec<Event>) {
+    let outcome = Outcome {
+        ok: false,
+        content: why,
+        truncated: false,
+        took: Duration::ZERO,
+    };
+    record(turn, call, outcome, events);
+}
+
+/// A result: for the model, for the answer, and as an event.
+fn record(turn: &mut Turn, call: &ToolCall, outcome: Outcome, events: &mut Vec<Event>) {
+    let Outcome {
+        ok,
+        content,
+        truncated,
+        took,
+    } = outcome;
+    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    turn.answer_call(call, ok, content.clone(), duration_ms);
+    events.push(Event::ToolResult(ToolResult {
+        id: call.id.clone(),
+        name: call.name.clone(),
+        ok,
+        content,
+        truncated,
+        duration_ms,
+        round: turn.rounds,
+    }));
+}
+
+/// Makes one call. Whatever the tool does, there is an outcome.
+async fn make<'a>(
+    offer: &'a Offer,
+    call: &'a ToolCall,
+    kit: &'a Kit<'_>,
+    usual: Duration,
+) -> (&'a ToolCall, Vec<Artifact>, Outcome) {
+    let began = Instant::now();
+    let patience = offer.tool().timeout().unwrap_or(usual);
+    let work = async { offer.tool().call(&call.arguments, &kit.context).await };
+    let output = match timeout(patience, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(_)) => {
+            tracing::error!(run_id = %kit.context.run_id, tool = call.name, "a tool panicked");
+            Err(ToolError::new("The tool failed; it is a fault of the gateway's."))
+        }
+        Err(_) => Err(ToolError::new(format!("The tool did not answer within {patience:?}."))),
+    };
+    let (ok, ToolOutput { mut content, files }) = match output {
+        Ok(output) => (true, output),
+        Err(ToolError(why)) => (false, ToolOutput::text(why)),
+    };
+    let (mut ok, mut truncated) = (ok, false);
+    if content.len() > MAX_RESULT {
+        let size = content.len();
+        content.truncate(content.floor_char_boundary(HEAD));
+        content = format!("The result has {size} bytes, which is more than {MAX_RESULT}; it begins so:\n{content}");
+        (ok, truncated) = (false, true);
+    }
+    let mut kept = Vec::new();
+    for file in files {
+        ok &= keep(file, kit, &mut content, &mut kept).await;
+    }
+    let outcome = Outcome {
+        ok,
+        content,
+        truncated,
+        took: began.elapsed(),
+    };
+    (call, kept, outcome)
+}
+
+/// Keeps a file, and tells the model where it is, or why it is not.
+async fn keep(file: File, kit: &Kit<'_>, content: &mut String, kept: &mut Vec<Artifact>) -> bool {
+    let name = file.name.clone();
+    let (ok, line) = match kit.shelf.keep(file).await {
+        Ok(artifact) => {
+            let Artifact {
+                name,
+                media_type,
+                size,
+                url,
+                ..
+            } = &artifact;
+            let line = format!("{name:?} ({media_type}, {size} bytes) can be downloaded at {url}");
+            kept.push(artifact);
+            (true, line)
+        }
+        Err(why) => (false, format!("{name:?} could not be kept: {why}")),
+    };
+    if !content.is_empty() {
+        content.push('\n');
+    }
+    content.push_str(&line);
+    ok
+}

@@ -1,0 +1,168 @@
+//! Answers in a form: how a model is asked for JSON that is not asked on its wire, how its answer is read, and what it is
+//! told when that does not fit.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde_json::Value;
+
+use crate::{
+    chat::{ChatRequest, ResponseFormat},
+    error::{Error, ErrorCode},
+    provider::{Provider, Unsupported},
+    schema::{Recursion, Schema},
+};
+
+/// The form that an answer must have.
+#[derive(Clone, Debug)]
+pub struct Form {
+    format: ResponseFormat,
+    schema: Option<Arc<Schema>>,
+}
+
+impl Form {
+    /// The form that a format asks for; `None` for words.
+    ///
+    /// # Errors
+    /// `schema_invalid`.
+    pub fn new(format: &ResponseFormat) -> Result<Option<Self>, Error> {
+        let schema = match format {
+            ResponseFormat::Text => return Ok(None),
+            ResponseFormat::JsonObject => None,
+            ResponseFormat::JsonSchema { schema, .. } => {
+                let compiled = Schema::compile(schema, Recursion::Refused);
+                let wrong = |why| Error::field(ErrorCode::SchemaInvalid, "response_format.schema", why);
+                Some(Arc::new(compiled.map_err(wrong)?))
+            }
+        };
+        let format = format.clone();
+        Ok(Some(Self { format, schema }))
+    }
+
+    /// The answer as data.
+    ///
+    /// # Errors
+    /// Why it is not of this form, in words that a model can act on.
+    pub async fn read(&self, text: &str) -> Result<Value, String> {
+        let (schema, text) = (self.schema.clone(), text.to_owned());
+        let reading = tokio::task::spawn_blocking(move || {
+            let value: Value = serde_json::from_str(bare(&text)).map_err(|e| format!("it is not JSON: {e}"))?;
+            match schema {
+                Some(schema) => schema.admits(&value)?,
+                None if !value.is_object() => return Err("it is not an object".to_owned()),
+                None => {}
+            }
+            Ok(value)
+        });
+        reading.await.map_err(|_| "it could not be checked".to_owned())?
+    }
+
+    /// What a model is told whose answer was not of this form.
+    #[must_use]
+    pub fn complaint(&self, why: &str) -> String {
+        format!(
+            "Your answer does not have the form that was asked for: {why}.\nAnswer again, with nothing but the whole \
+             corrected JSON.\n{}",
+            words(&self.format)
+        )
+    }
+}
+
+/// The JSON in an answer: all of it, or what stands in its one block of code, as models put it that are asked in words.
+fn bare(text: &str) -> &str {
+    let text = text.trim();
+    let fenced = text.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
+    let inside = fenced.and_then(|block| block.split_once('\n'));
+    match inside {
+        Some((language, body)) if language.trim().chars().all(char::is_alphanumeric) => body.trim(),
+        _ => text,
+    }
+}
+
+/// The request as this provider can be asked it: the form in words where its wire has no place for it.
+#[must_use]
+pub fn fitted<'a>(provider: &dyn Provider, request: &'a ChatRequest) -> Cow<'a, ChatRequest> {
+    const FIELD: Unsupported = Unsupported {
+        field: "response_format",
+    };
+    let format = match &request.response_format {
+        ResponseFormat::Text => return Cow::Borrowed(request),
+        _ if provider.check(request) == Err(FIELD) => ResponseFormat::Text,
+        // Some providers refuse it unless the conversation itself speaks of JSON.
+        ResponseFormat::JsonObject => ResponseFormat::JsonObject,
+        ResponseFormat::JsonSchema { .. } => return Cow::Borrowed(request),
+    };
+    let words = words(&request.response_format);
+    let instructions = match &request.instructions {
+        Some(instructions) => format!("{instructions}\n\n{words}"),
+        None => words,
+    };
+    Cow::Owned(ChatRequest {
+        instructions: Some(instructions),
+        response_format: format,
+        ..request.clone()
+    })
+}
+
+fn words(format: &ResponseFormat) -> String {
+    match format {
+        ResponseFormat::Text => String::new(),
+        ResponseFormat::JsonObject => {
+            "Your final answer must be one JSON object and nothing else: no code block, no words around it.".to_owned()
+        }
+        ResponseFormat::JsonSchema { schema, .. } => format!(
+            "Your final answer must be JSON and nothing else, no code block, no words around it, and it must fit this \
+             JSON Schema:\n{schema}"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn form(schema: Value) -> Result<Form, Error> {
+        let name = "x".into();
+        Form::new(&ResponseFormat::JsonSchema { name, schema }).map(Option::unwrap)
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_strictly_but_for_its_wrapping() {
+        let form =
+            form(json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}})).unwrap();
+        for fine in [
+            "{\"n\":1}",
+            " \n{\"n\": 1}\n",
+            "```json\n{\"n\":1}\n```",
+            "```\n{\"n\":1}```",
+        ] {
+            assert_eq!(form.read(fine).await, Ok(json!({"n": 1})), "{fine}");
+        }
+        for wrong in [
+            "",
+            "Sure! {\"n\":1}",
+            "{\"n\":1}{\"n\":1}",
+            "{\"n\":1,}",
+            "{\"n\":1.5}",
+            "{\"n\":1e999}",
+            "[1]",
+            "```json\n{\"n\":1}",
+            "{}",
+        ] {
+            assert!(form.read(wrong).await.is_err(), "{wrong}");
+        }
+        let any = Form::new(&ResponseFormat::JsonObject).unwrap().unwrap();
+        assert_eq!(any.read("{}").await, Ok(json!({})));
+        assert!(any.read("[]").await.is_err());
+    }
+
+    #[test]
+    fn a_schema_that_is_a_trap_is_the_requests_fault() {
+        let error = form(json!({"$ref": "http://127.0.0.1/x"})).unwrap_err();
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (ErrorCode::SchemaInvalid, Some("response_format.schema"))
+        );
+    }
+}
