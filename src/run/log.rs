@@ -131,6 +131,12 @@ impl Log {
         (shelf.first + shelf.entries.len() as u64).checked_sub(1)
     }
 
+    /// Whether the texts of all events together are this.
+    #[must_use]
+    pub fn says(&self, text: &str) -> bool {
+        self.shelf().text == text
+    }
+
     /// The number that the next event will have.
     #[must_use]
     pub fn next_seq(&self) -> u64 {
@@ -215,11 +221,10 @@ impl Shelf {
                     to: self.thoughts.len() as u32,
                 }
             }
-            Event::Done(done) => {
-                self.bytes += 2 * done.answer.content.len(); // as the content, and as a message
-                Entry::Other(Box::new(Event::Done(done)))
+            other => {
+                self.bytes += size(&other);
+                Entry::Other(Box::new(other))
             }
-            other => Entry::Other(Box::new(other)),
         };
         self.bytes += ENTRY;
         self.entries.push(entry);
@@ -234,6 +239,19 @@ impl Shelf {
             Entry::Reasoning { from, to } => View::Reasoning(&self.thoughts[*from as usize..*to as usize]),
             Entry::Other(event) => View::Other(event),
         }
+    }
+}
+
+/// What an event that is no text holds, in bytes: an estimate.
+fn size(event: &Event) -> usize {
+    match event {
+        Event::ToolResult(result) => result.content.len(),
+        // The answer stands there as the content and as messages, and so do the results of tools.
+        Event::Done(done) => {
+            let results: usize = done.answer.tool_calls.iter().map(|call| call.result.len()).sum();
+            2 * (done.answer.content.len() + results)
+        }
+        _ => 0,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     chat::Event,
     error::{Error, ErrorCode},
     http::error::Refusal,
-    run::{Found, Reader, View},
+    run::{Found, Reader, View, log::Log},
 };
 
 /// How long the headers wait for the model's first event, so that an early failure is a real status.
@@ -76,18 +76,24 @@ impl TextBody {
     /// Reads what is in the log; ready with the number of events that the model is behind.
     fn poll_log(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let Self { reader, ready, end, .. } = self;
-        let mut events = 0;
+        let (mut events, mut repaired) = (0, None);
         let found = ready!(reader.poll_read(cx, |_, view| {
             match view {
                 View::Text { text, .. } => ready.extend_from_slice(text.as_bytes()),
                 View::Other(Event::Started) => return true,
-                View::Other(Event::Done(_)) => *end = Some(End::Complete),
+                View::Other(Event::Done(done)) => {
+                    repaired = done.repaired.then(|| done.answer.content.clone());
+                    *end = Some(End::Complete);
+                }
                 View::Other(Event::Failed(error)) => *end = Some(End::Broken(error.clone())),
                 _ => {}
             }
             events += 1;
             ready.len() < PIECE
         }));
+        if let Some(answer) = repaired {
+            *end = Some(ending(&reader.run().log, &answer, ready));
+        }
         if found == Found::End && end.is_none() {
             // The log is at its end and this reader has not seen it: it must not look complete.
             *end = Some(End::Broken(Error::new(
@@ -97,6 +103,22 @@ impl TextBody {
         }
         Poll::Ready(events)
     }
+}
+
+/// How a run ends here whose answer had to be repaired. What was streamed is not the answer then, and must not look like
+/// it, unless nothing was streamed at all.
+fn ending(log: &Log, answer: &str, ready: &mut Vec<u8>) -> End {
+    if log.says(answer) {
+        return End::Complete; // this log was made from the repaired answer
+    }
+    if log.says("") {
+        ready.extend_from_slice(answer.as_bytes());
+        return End::Complete;
+    }
+    End::Broken(Error::new(
+        ErrorCode::OutputInvalid,
+        "What was streamed did not have the form asked for; GET /runs/{id} has the repaired answer.",
+    ))
 }
 
 impl http_body::Body for TextBody {
