@@ -334,9 +334,7 @@ mod tests {
         for (what, text) in nasty {
             assert!(text.len() <= MAX_CONTENT, "{what}");
             let started = Instant::now();
-            let said = write("a.pdf", &text)
-                .await
-                .map_or_else(|why| why.0, |output| output.content);
+            let _ = write("a.pdf", &text).await;
             let took = started.elapsed();
             assert!(took < Duration::from_secs(15), "{what} took {took:?}"); // without optimisation
         }
