@@ -2,7 +2,7 @@
 //! JSON where that is asked for, and says plainly that it is a demo.
 //!
 //! It exists so that a first `curl` shows what the gateway does. It is not a language model and never pretends to be: what
-//! it does is found by a few words ([`wish`]) or made from a schema ([`fill`]).
+//! it does is found by a few words (`wish`) or made from a schema (`fill`).
 
 use std::{sync::Arc, time::Duration};
 

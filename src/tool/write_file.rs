@@ -15,6 +15,7 @@ use crate::chat::ToolDefinition;
 mod font;
 mod markdown;
 mod page;
+mod table;
 
 /// How long a name may be, in characters.
 const MAX_NAME: usize = 128;

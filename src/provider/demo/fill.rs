@@ -3,10 +3,14 @@
 //! It knows what most schemas say. A pattern it does not invent anything for; such a value may miss its schema, as a
 //! model's may.
 
+use std::cell::Cell;
+
 use serde_json::{Map, Value, json};
 
 /// How deep a value may become; a schema that refers to itself has no end.
 const DEEPEST: usize = 12;
+/// How many schemas are looked at for one value: depth alone does not bound one that refers to itself often.
+const MAX_STEPS: usize = 10_000;
 /// The most items that are made, whatever a schema asks for.
 const MAX_ITEMS: u64 = 100;
 /// The longest text that is made, in characters.
@@ -39,19 +43,25 @@ pub(super) enum Extent {
 
 /// A value that fits `schema`, with the user's words where it asks for text.
 pub(super) fn fill(schema: &Value, words: &str, extent: Extent) -> Value {
-    let filler = Filler { root: schema, words };
+    let filler = Filler {
+        root: schema,
+        words,
+        steps: Cell::new(0),
+    };
     filler.value(schema, "answer", extent, 0, 0)
 }
 
 struct Filler<'a> {
     root: &'a Value,
     words: &'a str,
+    /// How many schemas were looked at.
+    steps: Cell<usize>,
 }
 
 impl Filler<'_> {
     /// `index` tells the items of an array apart.
     fn value(&self, schema: &Value, name: &str, extent: Extent, index: u64, depth: usize) -> Value {
-        if depth > DEEPEST {
+        if depth > DEEPEST || self.steps.get() > MAX_STEPS {
             return Value::Null;
         }
         let schema = self.plain(schema, DEEPEST);
@@ -67,7 +77,7 @@ impl Filler<'_> {
             "array" => self.array(&schema, name, depth),
             "integer" => whole(&schema, index),
             "number" => number(&schema, index),
-            "boolean" => Value::Bool(index % 2 == 0),
+            "boolean" => Value::Bool(index.is_multiple_of(2)),
             "null" => Value::Null,
             _ => Value::String(self.text(&schema, name, index)),
         }
@@ -79,7 +89,8 @@ impl Filler<'_> {
             return Map::new();
         };
         let mut all = schema.clone();
-        if left == 0 {
+        self.steps.set(self.steps.get() + 1);
+        if left == 0 || self.steps.get() > MAX_STEPS {
             return all;
         }
         let mut parts = Vec::new();
@@ -333,6 +344,19 @@ mod tests {
         assert!(fill(&tree, "x", Extent::All)["children"].is_array());
         let ring = json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}});
         fill(&ring, "x", Extent::All);
+        // Without a limit these would be 8^12 schemas, and 100^12 items.
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let many: Map<String, Value> = names
+            .iter()
+            .map(|name| ((*name).to_owned(), json!({"$ref": "#"})))
+            .collect();
+        fill(&json!({"properties": many, "required": names}), "x", Extent::All);
+        fill(&json!({"allOf": names.map(|_| json!({"$ref": "#"}))}), "x", Extent::All);
+        fill(
+            &json!({"type": "array", "minItems": 100, "items": {"$ref": "#"}}),
+            "x",
+            Extent::All,
+        );
     }
 
     #[test]

@@ -229,8 +229,8 @@ fn sum(text: &str, lower: &str) -> Option<String> {
         rest = &rest[word.len()..];
     }
     let tidy = |run: &String| {
-        let run = run.trim_matches(|c: char| matches!(c, ' ' | '.' | ',' | '*' | '/' | '+' | '^'));
-        let run = run.trim_end_matches(|c: char| matches!(c, ' ' | '-' | '−' | '.' | ','));
+        let run = run.trim_matches([' ', '.', ',', '*', '/', '+', '^']);
+        let run = run.trim_end_matches([' ', '-', '−', '.', ',']);
         run.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     let all = text.trim().trim_end_matches(['?', '=', ' ', '.']);
