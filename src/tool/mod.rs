@@ -24,6 +24,7 @@ mod current_time;
 mod guard;
 mod http;
 mod mcp;
+mod template;
 mod write_file;
 
 pub use guard::Guard;
