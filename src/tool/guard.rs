@@ -167,13 +167,26 @@ impl fmt::Debug for Resolver {
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let found = (self.lookup)(name.as_str().to_owned());
+        let found = if is_local(name.as_str()) {
+            Box::pin(async { Ok(LOOPBACK.map(|ip| SocketAddr::new(ip, 0)).into()) })
+        } else {
+            (self.lookup)(name.as_str().to_owned())
+        };
         let guard = self.guard.clone();
         Box::pin(async move {
             let found = found.await.map_err(|_| Unresolved)?;
             Ok(Box::new(guard.sift(found)?.into_iter()) as Addrs)
         })
     }
+}
+
+/// What `localhost` and the names below it are, whatever a resolver thinks of them (RFC 6761, 6.3). Not all know them in
+/// all spellings, and a question about them should not leave the machine.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+fn is_local(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 #[cfg(test)]

@@ -11,9 +11,8 @@ use futures_util::future::BoxFuture;
 use reqwest::{
     Client, Method, Request, Response, StatusCode,
     header::{
-        ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONNECTION, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH,
-        CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-        USER_AGENT,
+        ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap,
+        HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
     },
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -21,6 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     File, Guard, Tool, ToolContext, ToolError, ToolOutput,
+    answer::{Form, extension, harmless},
     guard::{Blocked, Resolver, Unresolved},
     template::{Address, Body, Kind, Parameters, Values},
 };
@@ -36,8 +36,6 @@ const MAX_TOLD: usize = 2_000;
 const MAX_ERROR: usize = 4 * MAX_TOLD;
 /// How large a file may be, in bytes.
 const MAX_FILE: usize = 10 << 20;
-/// How long a file's name may be, in characters.
-const MAX_NAME: usize = 100;
 /// How short a header's value may be to be searched for in answers: shorter ones are no keys, but words.
 const MIN_SECRET: usize = 8;
 /// Connections kept open for the next call.
@@ -382,198 +380,507 @@ async fn read_into(bytes: &mut Vec<u8>, response: &mut Response, limit: usize) -
     }
 }
 
-/// What an answer's headers say of its body.
-struct Form {
-    /// `type/subtype` in lower case; empty if it is not said.
-    media_type: String,
-    /// In lower case.
-    charset: Option<String>,
-    /// Whether it is text for the model.
-    use_as: Use,
-    /// As the server calls it.
-    file_name: Option<String>,
-}
-
-/// What an answer is used as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Use {
-    Text,
-    File,
-}
-
-impl Form {
-    /// Reads them.
-    fn of(headers: &HeaderMap) -> Result<Self, ToolError> {
-        // A server that was told `identity` and compresses all the same could fill the memory with a few bytes.
-        let encoding = headers.get(CONTENT_ENCODING).map_or(&b""[..], HeaderValue::as_bytes);
-        if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity") {
-            return Err(ToolError::new("the answer is compressed, although that was declined"));
-        }
-        let (media_type, parameters) = header(headers, CONTENT_TYPE);
-        let token = |c: char| c.is_ascii_alphanumeric() || "!#$&-^_.+".contains(c);
-        let valid = media_type.split_once('/').is_some_and(|(a, b)| {
-            let part = |part: &str| !part.is_empty() && part.len() < 128 && part.chars().all(token);
-            part(a) && part(b)
-        });
-        let media_type = match media_type {
-            media_type if valid => media_type,
-            nothing if nothing.is_empty() => nothing,
-            _ => "application/octet-stream".to_owned(),
-        };
-        let (disposition, names) = header(headers, CONTENT_DISPOSITION);
-        let text = disposition != "attachment" && (media_type.is_empty() || is_text(&media_type));
-        let parameter = |all: &[(String, String)], wanted: &str| {
-            let found = all.iter().find(|(name, _)| name == wanted);
-            found.map(|(_, value)| value.clone())
-        };
-        let extended = parameter(&names, "filename*").and_then(|value| extended(&value));
-        Ok(Self {
-            charset: parameter(&parameters, "charset").map(|charset| charset.to_ascii_lowercase()),
-            use_as: if text { Use::Text } else { Use::File },
-            file_name: extended.or_else(|| parameter(&names, "filename")),
-            media_type,
-        })
-    }
-
-    fn is_file(&self) -> bool {
-        self.use_as == Use::File
-    }
-
-    /// The body as text. Where its charset is not known, what is not UTF-8 becomes `U+FFFD`.
-    fn text(&self, bytes: &[u8]) -> String {
-        match self.charset.as_deref() {
-            Some("iso-8859-1" | "latin1") => bytes.iter().map(|byte| char::from(*byte)).collect(),
-            _ => {
-                let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
-                String::from_utf8_lossy(text).into_owned()
-            }
-        }
-    }
-}
-
-/// Whether a media type is for models to read.
-fn is_text(media_type: &str) -> bool {
-    if media_type.starts_with("image/") {
-        return false; // image/svg+xml is for eyes
-    }
-    media_type.starts_with("text/")
-        || media_type.ends_with("+json")
-        || media_type.ends_with("+xml")
-        || matches!(
-            media_type.strip_prefix("application/"),
-            Some(
-                "json"
-                    | "x-ndjson"
-                    | "ndjson"
-                    | "jsonl"
-                    | "xml"
-                    | "yaml"
-                    | "x-yaml"
-                    | "toml"
-                    | "javascript"
-                    | "sql"
-                    | "x-www-form-urlencoded"
-            )
-        )
-}
-
-/// A header's word in lower case, and its parameters, their names in lower case.
-fn header(headers: &HeaderMap, name: HeaderName) -> (String, Vec<(String, String)>) {
-    let value = headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
-    let value = String::from_utf8_lossy(value);
-    let (word, mut rest) = value.split_once(';').unwrap_or((&value, ""));
-    let mut parameters = Vec::new();
-    while let Some((name, after)) = rest.split_once('=') {
-        let mut value = String::new();
-        let after = after.trim_start();
-        rest = if let Some(quoted) = after.strip_prefix('"') {
-            let mut letters = quoted.char_indices();
-            let mut end = quoted.len();
-            while let Some((at, letter)) = letters.next() {
-                match letter {
-                    '"' => {
-                        end = at + 1;
-                        break;
-                    }
-                    '\\' => value.extend(letters.next().map(|(_, letter)| letter)),
-                    letter => value.push(letter),
-                }
-            }
-            let after = quoted.get(end..).unwrap_or("");
-            after.split_once(';').map_or("", |(_, rest)| rest)
-        } else {
-            let (plain, rest) = after.split_once(';').unwrap_or((after, ""));
-            value.push_str(plain.trim());
-            rest
-        };
-        parameters.push((name.trim().to_ascii_lowercase(), value));
-    }
-    (word.trim().to_ascii_lowercase(), parameters)
-}
-
-/// A parameter in the extended form, `UTF-8''na%C3%AFve.txt` (RFC 8187).
-fn extended(value: &str) -> Option<String> {
-    let (charset, rest) = value.split_once('\'')?;
-    let (_language, text) = rest.split_once('\'')?;
-    if !charset.eq_ignore_ascii_case("utf-8") {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match (first, byte) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// A file's name without a path, control characters and excess; nothing, if nothing is left.
-fn harmless(name: &str) -> Option<String> {
-    let name = name.rsplit(['/', '\\']).next().unwrap_or(name);
-    let name: String = name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
-    let name = name.trim();
-    (!name.trim_matches('.').is_empty()).then(|| name.to_owned())
-}
-
-/// What a file of a media type is usually called behind its last dot.
-fn extension(media_type: &str) -> &'static str {
-    match media_type {
-        "application/pdf" => "pdf",
-        "application/zip" => "zip",
-        "application/gzip" => "gz",
-        "application/json" => "json",
-        "application/xml" | "text/xml" => "xml",
-        "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet" => "xlsx",
-        "application/vnd.openxmlformats-officedocument.wordprocessingml.document" => "docx",
-        "text/csv" => "csv",
-        "text/html" => "html",
-        "text/plain" => "txt",
-        "image/png" => "png",
-        "image/jpeg" => "jpg",
-        "image/gif" => "gif",
-        "image/webp" => "webp",
-        "image/svg+xml" => "svg",
-        "audio/mpeg" => "mp3",
-        "audio/wav" => "wav",
-        "video/mp4" => "mp4",
-        _ => "bin",
-    }
-}
-
 /// As much of a text as a model is told of what went wrong.
 fn cut(text: String) -> String {
     match text.char_indices().nth(MAX_TOLD) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or(&text)),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::SocketAddr,
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::chat::RunId;
+
+    /// A server on loopback that says one thing to everybody, and then the last bit of it again and again if it is told
+    /// to go on.
+    #[derive(Clone)]
+    struct Server {
+        address: SocketAddr,
+        connections: Arc<AtomicUsize>,
+        asked: Arc<Mutex<Vec<u8>>>,
+        hung_up: Arc<tokio::sync::Notify>,
+    }
+
+    /// What a server does when it has said its piece.
+    #[derive(Clone, Copy)]
+    enum Then {
+        Close,
+        /// Goes on with this many bytes at a time, after this pause.
+        GoOn(usize, Duration),
+    }
+
+    impl Server {
+        async fn says(answer: impl Into<Vec<u8>>, then: Then) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let server = Self {
+                address: listener.local_addr().unwrap(),
+                connections: Arc::default(),
+                asked: Arc::default(),
+                hung_up: Arc::default(),
+            };
+            let (this, answer) = (server.clone(), answer.into());
+            tokio::spawn(async move {
+                loop {
+                    let (mut socket, _) = listener.accept().await.unwrap();
+                    this.connections.fetch_add(1, Ordering::SeqCst);
+                    let (this, answer) = (this.clone(), answer.clone());
+                    tokio::spawn(async move {
+                        let mut asked = Vec::new();
+                        while !whole(&asked) {
+                            match socket.read_buf(&mut asked).await {
+                                Ok(0) | Err(_) => return,
+                                Ok(_) => {}
+                            }
+                        }
+                        *this.asked.lock().unwrap() = asked;
+                        let _ = socket.write_all(&answer).await;
+                        if let Then::GoOn(bytes, pause) = then {
+                            let more = vec![b'x'; bytes];
+                            while socket.write_all(&more).await.is_ok() {
+                                tokio::time::sleep(pause).await;
+                            }
+                            this.hung_up.notify_one();
+                        }
+                    });
+                }
+            });
+            server
+        }
+
+        /// An answer with a length.
+        async fn answers(status: &str, headers: &str, body: &[u8]) -> Self {
+            let mut answer =
+                format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len()).into_bytes();
+            answer.extend_from_slice(body);
+            Self::says(answer, Then::Close).await
+        }
+
+        fn asked(&self) -> String {
+            String::from_utf8(self.asked.lock().unwrap().clone()).unwrap()
+        }
+
+        fn connections(&self) -> usize {
+            self.connections.load(Ordering::SeqCst)
+        }
+    }
+
+    /// Whether these bytes are a whole request.
+    fn whole(asked: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(asked).to_ascii_lowercase();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            return false;
+        };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        length.is_none_or(|length| body.len() >= length.parse().unwrap())
+    }
+
+    const JSON: &str = "content-type: application/json\r\n";
+
+    fn settings(url: String) -> HttpToolSettings {
+        HttpToolSettings {
+            name: "look_up".into(),
+            description: "Looks things up.".into(),
+            parameters: json!({"type": "object", "properties": {"id": {"type": "string"}, "q": {"type": "string"}}}),
+            method: "GET".into(),
+            url,
+            headers: BTreeMap::from([("Authorization".into(), "Bearer sk-very-secret-1".into())]),
+            body: None,
+            timeout: None,
+            max_result: 64 << 10,
+        }
+    }
+
+    fn guard(allow: &[&str]) -> Guard {
+        Guard::new(allow.iter().map(|net| net.parse().unwrap()).collect())
+    }
+
+    fn tool(settings: HttpToolSettings, guard: &Guard) -> Result<HttpTool, String> {
+        HttpTool::new(settings, guard, client(guard)?)
+    }
+
+    async fn call(tool: &HttpTool, arguments: Value) -> Result<ToolOutput, String> {
+        let context = ToolContext {
+            run_id: RunId::new(),
+            facts: Arc::default(),
+        };
+        let called = tool.call(arguments.as_object().unwrap(), &context);
+        let called = tokio::time::timeout(Duration::from_secs(10), called)
+            .await
+            .expect("in time");
+        called.map_err(|e| e.to_string())
+    }
+
+    /// Asks a server for `/things/a%2Fb`.
+    async fn ask(server: &Server) -> Result<ToolOutput, String> {
+        let settings = settings(format!("http://{}/things/{{id}}?q={{q}}", server.address));
+        call(&tool(settings, &guard(&["127.0.0.0/8"])).unwrap(), json!({"id": "a/b"})).await
+    }
+
+    #[tokio::test]
+    async fn a_request_is_what_was_declared_and_its_answer_is_for_the_model() {
+        let server = Server::answers("200 OK", JSON, b"{\"degrees\": 21}").await;
+        assert_eq!(ask(&server).await, Ok(ToolOutput::text("{\"degrees\": 21}")));
+        let asked = server.asked().to_ascii_lowercase();
+        assert!(asked.starts_with("get /things/a%2fb http/1.1\r\n"), "{asked}");
+        for line in [
+            "authorization: bearer sk-very-secret-1",
+            "accept-encoding: identity",
+            concat!("user-agent: sluicegate/", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(asked.lines().any(|l| l == line), "{line}: {asked}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_sent_as_json_unless_a_header_says_otherwise() {
+        let server = Server::answers("201 Created", "", b"").await;
+        let mut post = settings(format!("http://{}/tickets", server.address));
+        post.method = "post".into();
+        post.body = Some(r#"{"title": {q}, "from": "agent {id}"}"#.into());
+        let made = call(
+            &tool(post.clone(), &guard(&["127.0.0.0/8"])).unwrap(),
+            json!({"q": "a\"b", "id": "7"}),
+        )
+        .await;
+        assert_eq!(
+            made,
+            Ok(ToolOutput::text("The request succeeded, with an empty answer."))
+        );
+        let asked = server.asked();
+        assert!(asked.starts_with("POST /tickets "), "{asked}");
+        assert!(asked.contains("content-type: application/json\r\n"), "{asked}");
+        assert!(
+            asked.ends_with("\r\n\r\n{\"title\": \"a\\\"b\", \"from\": \"agent 7\"}"),
+            "{asked}"
+        );
+        post.headers
+            .insert("content-type".into(), "application/x-www-form-urlencoded".into());
+        post.body = Some("title={q}&id={id}".into());
+        call(&tool(post, &guard(&["127.0.0.0/8"])).unwrap(), json!({"q": "a&b"}))
+            .await
+            .unwrap();
+        assert!(server.asked().ends_with("\r\n\r\ntitle=a%26b"), "{}", server.asked());
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_with_what_the_server_says_but_without_our_keys() {
+        let server = Server::answers(
+            "500 Oh",
+            JSON,
+            b"{\"why\": \"Bearer sk-very-secret-1 is sk-very-secret-1\"}",
+        )
+        .await;
+        assert_eq!(
+            ask(&server).await,
+            Err("HTTP 500: {\"why\": \"[hidden] is [hidden]\"}".into())
+        );
+        let server = Server::answers("404 No", "", b"").await;
+        assert_eq!(ask(&server).await, Err("HTTP 404".into()));
+        let server = Server::answers("502 No", "content-type: image/png\r\n", b"\x89PNG").await;
+        assert_eq!(ask(&server).await, Err("HTTP 502".into()));
+        let long = Server::answers("503 No", "content-type: text/plain\r\n", "ü".repeat(5000).as_bytes()).await;
+        assert_eq!(ask(&long).await, Err(format!("HTTP 503: {}…", "ü".repeat(2000))));
+        let dripping = "HTTP/1.1 500 Oh\r\ncontent-type: text/plain\r\n\r\nwait".to_owned();
+        let dripping = Server::says(dripping, Then::GoOn(1, Duration::from_millis(500))).await;
+        let told = ask(&dripping).await.unwrap_err();
+        assert!(told.starts_with("HTTP 500: wait"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed() {
+        let inside = Server::answers("200 OK", JSON, b"{}").await;
+        for status in ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"] {
+            let headers = format!("location: http://{}/latest/meta-data\r\n", inside.address);
+            let server = Server::answers(status, &headers, b"").await;
+            let told = ask(&server).await.unwrap_err();
+            assert_eq!(
+                told,
+                format!("HTTP {}: a redirect, which is not followed", &status[..3])
+            );
+        }
+        assert_eq!(inside.connections(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_left_at_the_limit() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 10000000000\r\n\r\n";
+        let server = Server::says(head, Then::GoOn(64 << 10, Duration::ZERO)).await;
+        let told = ask(&server).await.unwrap_err();
+        assert_eq!(
+            told,
+            format!(
+                "the answer is larger than 65536 bytes; it begins: {}…",
+                "x".repeat(2000)
+            )
+        );
+        let hung_up = server.hung_up.notified();
+        tokio::time::timeout(Duration::from_secs(5), hung_up)
+            .await
+            .expect("the connection is closed");
+        let exact = Server::answers("200 OK", "content-type: text/plain\r\n", &[b'x'; 64 << 10]).await;
+        assert_eq!(ask(&exact).await.unwrap().content.len(), 64 << 10);
+        let pdf = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\n\r\n";
+        let server = Server::says(pdf, Then::GoOn(1 << 20, Duration::ZERO)).await;
+        assert_eq!(
+            ask(&server).await,
+            Err("the answer is larger than 10485760 bytes".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_hangs_up() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n";
+        let server = Server::says(head, Then::GoOn(1, Duration::from_millis(20))).await;
+        let asking = ask(&server);
+        assert!(tokio::time::timeout(Duration::from_millis(300), asking).await.is_err());
+        let hung_up = server.hung_up.notified();
+        tokio::time::timeout(Duration::from_secs(5), hung_up)
+            .await
+            .expect("the connection is closed");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_no_answer() {
+        let half = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"half\":";
+        let server = Server::says(half, Then::Close).await;
+        assert_eq!(ask(&server).await, Err("the answer broke off".into()));
+        let server = Server::says("", Then::Close).await;
+        assert_eq!(
+            ask(&server).await,
+            Err("the connection broke before there was an answer".into())
+        );
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let tool = tool(settings(format!("http://{gone}/")), &guard(&["127.0.0.0/8"])).unwrap();
+        assert_eq!(call(&tool, json!({})).await, Err("no connection to the server".into()));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_text_is_a_file() {
+        for (headers, body, name, media_type) in [
+            (
+                "content-type: application/pdf\r\n",
+                &b"%PDF\xff"[..],
+                "look_up.pdf",
+                "application/pdf",
+            ),
+            (
+                "content-type: Image/PNG; x=y\r\n",
+                b"\x89PNG",
+                "look_up.png",
+                "image/png",
+            ),
+            (
+                "content-type: image/svg+xml\r\n",
+                b"<svg/>",
+                "look_up.svg",
+                "image/svg+xml",
+            ),
+            (
+                "content-type: nonsense\r\n",
+                b"x",
+                "look_up.bin",
+                "application/octet-stream",
+            ),
+            ("", b"\xff\xfe\x00", "look_up.bin", "application/octet-stream"),
+            (
+                "content-type: text/csv\r\ncontent-disposition: attachment; filename=\"../../a \\\"b\\\"; c.csv\"\r\n",
+                b"1,2",
+                "a \"b\"; c.csv",
+                "text/csv",
+            ),
+            (
+                "content-type: application/zip\r\n\
+                 content-disposition: attachment; filename=x.zip; filename*=UTF-8''na%C3%AFve%2Fn%C3%A4.zip\r\n",
+                b"PK",
+                "nä.zip",
+                "application/zip",
+            ),
+            (
+                "content-type: application/zip\r\ncontent-disposition: attachment; filename=\"..\"\r\n",
+                b"PK",
+                "look_up.zip",
+                "application/zip",
+            ),
+        ] {
+            let server = Server::answers("200 OK", headers, body).await;
+            let output = ask(&server).await.unwrap();
+            let file = File {
+                name: name.into(),
+                media_type: media_type.into(),
+                bytes: Bytes::copy_from_slice(body),
+            };
+            assert_eq!(output.files, [file], "{headers}");
+            let said = format!(
+                "The request succeeded. The answer is a file: {name} ({media_type}, {} bytes).",
+                body.len()
+            );
+            assert_eq!(output.content, said);
+        }
+    }
+
+    #[tokio::test]
+    async fn text_is_read_in_its_charset() {
+        for (headers, body, text) in [
+            (
+                "content-type: text/plain; charset=ISO-8859-1\r\n",
+                &b"Z\xfcrich"[..],
+                "Zürich",
+            ),
+            (
+                "content-type: text/plain; charset=\"utf-8\"\r\n",
+                "\u{feff}Zürich".as_bytes(),
+                "Zürich",
+            ),
+            ("content-type: text/html\r\n", b"Z\xfcrich", "Z\u{fffd}rich"),
+            ("content-type: application/problem+json\r\n", b"{}", "{}"),
+            ("", b"plain", "plain"),
+        ] {
+            let server = Server::answers("200 OK", headers, body).await;
+            assert_eq!(ask(&server).await, Ok(ToolOutput::text(text)), "{headers}");
+        }
+        let server = Server::answers("200 OK", "content-type: text/plain\r\ncontent-encoding: gzip\r\n", b"x").await;
+        assert_eq!(
+            ask(&server).await,
+            Err("the answer is compressed, although that was declined".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn no_spelling_of_loopback_is_connected_to() {
+        let server = Server::answers("200 OK", JSON, b"{}").await;
+        let port = server.address.port();
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "0x7f.1",
+            "2130706433",
+            "0",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:169.254.169.254]",
+            "localhost",
+            "localhost.",
+            "LOCALHOST",
+            "metadata.localhost",
+        ] {
+            let blocked = tool(settings(format!("http://{host}:{port}/{{id}}")), &guard(&[])).unwrap();
+            let told = call(&blocked, json!({"id": "x"})).await;
+            assert_eq!(
+                told,
+                Err("blocked_address: this tool may not connect there".into()),
+                "{host}"
+            );
+        }
+        assert_eq!(server.connections(), 0);
+        let allowed = settings(format!("http://localhost.:{port}/{{id}}"));
+        let allowed = tool(allowed, &guard(&["127.0.0.0/8"])).unwrap();
+        assert_eq!(call(&allowed, json!({"id": "x"})).await, Ok(ToolOutput::text("{}")));
+    }
+
+    /// 127.0.0.2 is the public address here, as no packet may leave the machine.
+    #[tokio::test]
+    async fn a_name_that_changes_its_mind_is_judged_for_every_connection() {
+        let server = Server::answers("200 OK", &format!("connection: close\r\n{JSON}"), b"{}").await;
+        let port = server.address.port();
+        let outside = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        let accepting = tokio::spawn(async move {
+            let (mut socket, _) = outside.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !whole(&asked) {
+                socket.read_buf(&mut asked).await.unwrap();
+            }
+            let answer =
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\ncontent-type: text/plain\r\n\r\nhi";
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let guard = guard(&["127.0.0.2/32"]);
+        let asked = AtomicUsize::new(0);
+        let resolver = Resolver::of(guard.clone(), move |_| {
+            let last = if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+                2
+            } else {
+                1
+            };
+            Box::pin(async move { Ok(vec![SocketAddr::from(([127, 0, 0, last], 0))]) })
+        });
+        let settings = settings(format!("http://rebinding.example:{port}/"));
+        let tool = HttpTool::new(settings, &guard, client_of(resolver).unwrap()).unwrap();
+        assert_eq!(call(&tool, json!({})).await, Ok(ToolOutput::text("hi")));
+        accepting.await.unwrap();
+        let told = call(&tool, json!({})).await;
+        assert_eq!(told, Err("blocked_address: this tool may not connect there".into()));
+        assert_eq!(server.connections(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_says_so() {
+        let guard = guard(&[]);
+        let resolver = Resolver::of(guard.clone(), |_| Box::pin(async { Ok(Vec::new()) }));
+        let settings = settings("http://nowhere.example/".into());
+        let tool = HttpTool::new(settings, &guard, client_of(resolver).unwrap()).unwrap();
+        assert_eq!(
+            call(&tool, json!({})).await,
+            Err("the server's name has no address".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn settings_that_cannot_be_meant_stop_the_start() {
+        type Change = fn(&mut HttpToolSettings);
+        let changes: [(&str, Change); 14] = [
+            ("a tool's name", |s| s.name = "look up".into()),
+            ("a tool's name", |s| s.name = String::new()),
+            ("max_result", |s| s.max_result = 0),
+            ("parameters", |s| s.parameters = json!([])),
+            ("parameters", |s| s.parameters = json!({"type": "string"})),
+            ("method", |s| s.method = "HEAD".into()),
+            ("method", |s| s.method = "TRACE".into()),
+            ("url: {nmae}", |s| s.url = "https://api.example/{nmae}".into()),
+            ("url: no placeholder", |s| s.url = "https://{id}.example/".into()),
+            ("body: {x}", |s| s.body = Some(r#"{"x": {x}}"#.into())),
+            ("headers: Host is not", |s| {
+                s.headers = BTreeMap::from([("Host".into(), "x".into())])
+            }),
+            ("headers: \"a b\"", |s| {
+                s.headers = BTreeMap::from([("a b".into(), "x".into())])
+            }),
+            ("headers: the value of x", |s| {
+                s.headers = BTreeMap::from([("x".into(), "a\r\nb: secret".into())])
+            }),
+            ("headers: x-a is there twice", |s| {
+                s.headers = BTreeMap::from([("X-A".into(), "1".into()), ("x-a".into(), "2".into())]);
+            }),
+        ];
+        for (why, change) in changes {
+            let mut settings = settings("https://api.example/{id}".into());
+            change(&mut settings);
+            let refused = tool(settings, &guard(&[])).err().unwrap_or_default();
+            assert!(
+                refused.starts_with(why) && !refused.contains("secret"),
+                "{why}: {refused}"
+            );
+        }
+        let mut plain = settings("https://api.example/".into());
+        plain.parameters = Value::Null;
+        plain.timeout = Some(Duration::from_secs(3));
+        let plain = tool(plain, &guard(&[])).unwrap();
+        let nothing = json!({"type": "object", "properties": {}, "additionalProperties": false});
+        assert_eq!(plain.definition().parameters, nothing);
+        assert_eq!(plain.timeout(), Some(Duration::from_secs(3)));
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     schema::{Recursion, Schema},
 };
 
+mod answer;
 mod calculator;
 mod current_time;
 mod guard;

@@ -548,3 +548,298 @@ fn encode(text: &str, out: &mut String) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn schema() -> Value {
+        json!({"type": "object", "properties": {
+            "name": {"type": "string"}, "id": {}, "q": {"type": "string"}, "lang": {"type": "string"},
+            "count": {"type": "integer"}, "tags": {"type": "array"}, "where": {"type": "object"}, "user-id": {},
+        }})
+    }
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    fn address(template: &str, arguments: Value) -> Result<String, String> {
+        let address = Address::parse(template, &Parameters(&schema())).map_err(|e| format!("start: {e}"))?;
+        let (arguments, facts) = (
+            object(arguments),
+            object(json!({"tenant": "a/b", "plan": 3, "deep": {}})),
+        );
+        let values = Values {
+            arguments: &arguments,
+            facts: &facts,
+        };
+        address.fill(values).map(String::from)
+    }
+
+    fn body(template: &str, media_type: &str, arguments: Value) -> Result<String, String> {
+        let body = Body::parse(template, Kind::of(media_type), &Parameters(&schema()));
+        let (arguments, facts) = (object(arguments), object(json!({"tenant": "a\"b", "plan": 3})));
+        let values = Values {
+            arguments: &arguments,
+            facts: &facts,
+        };
+        body.map_err(|e| format!("start: {e}"))?.fill(values)
+    }
+
+    #[test]
+    fn a_value_in_a_path_stays_in_its_segment() {
+        for (value, written) in [
+            (json!("42"), "42"),
+            (json!(42), "42"),
+            (json!(-1.5), "-1.5"),
+            (json!(true), "true"),
+            (json!("a b"), "a%20b"),
+            (json!("a/b"), "a%2Fb"),
+            (json!("a\\b"), "a%5Cb"),
+            (json!("?x=1"), "%3Fx%3D1"),
+            (json!("x#y"), "x%23y"),
+            (json!("a&b=c;d"), "a%26b%3Dc%3Bd"),
+            (json!("a\r\nHost: evil"), "a%0D%0AHost%3A%20evil"),
+            (json!("\t\0"), "%09%00"),
+            (json!("@evil.example:80"), "%40evil.example%3A80"),
+            (json!("//evil.example"), "%2F%2Fevil.example"),
+            (json!("Zürich"), "Z%C3%BCrich"),
+            (json!("日本"), "%E6%97%A5%E6%9C%AC"),
+            (json!("50%"), "50%25"),
+            (json!("%41"), "%2541"),
+            (json!("..."), "..."),
+            (json!("v1..2"), "v1..2"),
+            (json!("{name}"), "%7Bname%7D"),
+            (json!("a-b_c~d.e"), "a-b_c~d.e"),
+        ] {
+            let made = address("https://api.example/notes/{id}/full", json!({"id": value}));
+            assert_eq!(made, Ok(format!("https://api.example/notes/{written}/full")), "{value}");
+        }
+    }
+
+    #[test]
+    fn no_value_climbs_out_of_its_segment() {
+        for value in [
+            ".",
+            "..",
+            "../..",
+            "a/../../b",
+            "..\\x",
+            "%2e%2e",
+            "%2E.",
+            ".%2e",
+            "x%2f..%2fy",
+            "x/./y",
+            "..%5cx",
+            "",
+        ] {
+            let made = address("https://api.example/notes/{id}", json!({"id": value}));
+            assert!(
+                made.as_ref().is_err_and(|e| e.starts_with("\"id\" must not be")),
+                "{value}: {made:?}"
+            );
+        }
+        let made = address("https://api.example/{id}{name}/x", json!({"id": ".", "name": "."}));
+        assert!(made.is_err(), "{made:?}");
+        let made = address("https://api.example/.{id}/x", json!({"id": "."}));
+        assert!(made.is_err(), "{made:?}");
+        assert_eq!(
+            address("https://api.example/v{id}", json!({"id": "."})),
+            Ok("https://api.example/v.".into())
+        );
+    }
+
+    #[test]
+    fn a_query_leaves_out_what_was_left_out() {
+        let template = "https://api.example/find?q={q}&lang={lang}&from={count}-{count}&v=2";
+        let find = |arguments| address(template, arguments).unwrap();
+        assert_eq!(find(json!({})), "https://api.example/find?v=2");
+        assert_eq!(
+            find(json!({"lang": "de", "q": null})),
+            "https://api.example/find?lang=de&v=2"
+        );
+        assert_eq!(
+            find(json!({"q": "a&admin=1#x+y z", "count": 7})),
+            "https://api.example/find?q=a%26admin%3D1%23x%2By%20z&from=7-7&v=2"
+        );
+        assert_eq!(find(json!({"q": ""})), "https://api.example/find?q=&v=2");
+        assert_eq!(
+            address("https://api.example?q={q}", json!({})),
+            Ok("https://api.example/".into())
+        );
+        let made = address("https://api.example/?q={q}", json!({"q": "../.."}));
+        assert_eq!(made, Ok("https://api.example/?q=..%2F..".into()));
+    }
+
+    #[test]
+    fn what_an_address_cannot_do_without_is_asked_for() {
+        let missing = address("https://api.example/notes/{id}", json!({}));
+        assert_eq!(missing, Err("\"id\" is needed here".into()));
+        let list = address("https://api.example/?q={id}", json!({"id": [1]}));
+        assert_eq!(list, Err("\"id\" must be a string, a number or a boolean".into()));
+        let long = address("https://api.example/?q={q}", json!({"q": "x".repeat(9000)}));
+        assert_eq!(long, Err("the arguments are too long for an address".into()));
+    }
+
+    #[test]
+    fn facts_stand_like_arguments_but_may_not_be_missing() {
+        let made = address("https://api.example/{context.tenant}?plan={context.plan}", json!({}));
+        assert_eq!(made, Ok("https://api.example/a%2Fb?plan=3".into()));
+        for template in [
+            "https://api.example/?t={context.nobody}",
+            "https://api.example/{context.deep}",
+        ] {
+            let made = address(template, json!({"nobody": "me"}));
+            assert!(
+                made.as_ref().is_err_and(|e| e.contains("request's context has no")),
+                "{made:?}"
+            );
+        }
+        let made = body(
+            r#"{"t": {context.tenant}, "p": "{context.plan}"}"#,
+            "application/json",
+            json!({}),
+        );
+        assert_eq!(made, Ok(r#"{"t": "a\"b", "p": "3"}"#.into()));
+        assert!(body(r#"{"t": {context.nobody}}"#, "application/json", json!({})).is_err());
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_meant_stops_the_start() {
+        for (template, why) in [
+            ("{id}://api.example/", "begins with https:// or http://"),
+            ("ftp://api.example/", "begins with https:// or http://"),
+            ("//api.example/{id}", "begins with https:// or http://"),
+            ("https://{id}/", "host"),
+            ("https://{id}.example/", "host"),
+            ("https://api.example{id}/", "host"),
+            ("https://api.example:{id}/", "host"),
+            ("https://{id}@api.example/", "host"),
+            ("https://me:secret@api.example/", "password"),
+            ("https:///{id}", "no host"),
+            ("https://", "no host"),
+            ("https://api.example:99999/", "port"),
+            ("https://api.example/#{id}", "fragment"),
+            ("https://api.example/a b", "spaces"),
+            ("https://api.example\\{id}", "backslashes"),
+            ("https://api.example/a/../{id}", "segments"),
+            ("https://api.example/%2e%2e/{id}", "segments"),
+            ("https://api.example/{id", "a placeholder is {name}"),
+            ("https://api.example/}", "a placeholder is {name}"),
+            ("https://api.example/{}", "a placeholder is {name}"),
+            ("https://api.example/{a b}", "spaces"),
+            ("https://api.example/?{q}=1", "after a parameter's name"),
+            ("https://api.example/?{q}", "after a parameter's name"),
+            ("https://api.example/?x{q}=1", "after a parameter's name"),
+            ("https://api.example/{tags}", "{tags} is an array"),
+            ("https://api.example/?w={where}", "{where} is an object"),
+            ("https://api.example/{context.}", "needs a key"),
+            (
+                "https://api.example/{nmae}",
+                "{nmae} is not among the parameters; did you mean {name}?",
+            ),
+            ("https://api.example/{zzz}", "{zzz} is not among the parameters ("),
+        ] {
+            let made = address(template, json!({}));
+            assert!(
+                made.as_ref()
+                    .is_err_and(|e| e.starts_with("start: ") && e.contains(why)),
+                "{template}: {made:?}"
+            );
+        }
+        let braces = address(
+            "https://api.example/{{x}}/{{{id}}}/{user-id}",
+            json!({"id": 1, "user-id": 2}),
+        );
+        assert_eq!(braces, Ok("https://api.example/%7Bx%7D/%7B1%7D/2".into()));
+    }
+
+    #[test]
+    fn a_value_in_json_is_json_and_in_a_string_it_is_text() {
+        let template =
+            r#"{"q": {q}, "n": {count}, "tags": {tags}, "deep": {"a": [{where}]}, "text": "Hi \"{name}\" {tags}!"}"#;
+        let made = |arguments| {
+            let made = body(template, "application/json; charset=utf-8", arguments).unwrap();
+            serde_json::from_str::<Value>(&made).unwrap_or_else(|e| panic!("{made}: {e}"))
+        };
+        assert_eq!(
+            made(
+                json!({"q": "a\", \"admin\": true, \"x\": \"", "count": 3, "tags": ["x", 1], "where": {"b": null},
+                        "name": "\"},\\ \n\u{1}{q}"})
+            ),
+            json!({"q": "a\", \"admin\": true, \"x\": \"", "n": 3, "tags": ["x", 1], "deep": {"a": [{"b": null}]},
+                   "text": "Hi \"\"},\\ \n\u{1}{q}\" [\"x\",1]!"})
+        );
+        assert_eq!(
+            made(json!({})),
+            json!({"q": null, "n": null, "tags": null, "deep": {"a": [null]}, "text": "Hi \"\" !"})
+        );
+    }
+
+    #[test]
+    fn braces_of_a_body_are_braces() {
+        for (template, written) in [
+            (r#"{}"#, r#"{}"#),
+            (r#"{"a":{"b":{"c":{id}}}}"#, r#"{"a":{"b":{"c":1}}}"#),
+            (r#"[{id},{id}]"#, r#"[1,1]"#),
+            (r#"{"query": "{ user { name } }"}"#, r#"{"query": "{ user { name } }"}"#),
+            (
+                r#"{"query": "{user{{name}}}", "x": "{}{{}}"}"#,
+                r#"{"query": "{user{name}}", "x": "{}{{}}"}"#,
+            ),
+            (r#"{"re": "\\{id} \"{id}\" \\\"{id}"}"#, r#"{"re": "\\1 \"1\" \\\"1"}"#),
+        ] {
+            assert_eq!(
+                body(template, "application/json", json!({"id": 1})),
+                Ok(written.into()),
+                "{template}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_meant_stops_the_start() {
+        for (template, media_type, why) in [
+            (r#"{"q": {q}"#, "application/json", "not JSON"),
+            (r#"{"q": 1{q}}"#, "application/json", "not JSON"),
+            (r#"{"q": {q}{q}}"#, "application/json", "not JSON"),
+            (r#"{{q}: 1}"#, "application/json", "not JSON"),
+            ("hello {q}", "application/vnd.api+json", "not JSON"),
+            (r#"{"{q}": 1}"#, "application/json", "name of a member"),
+            (r#"{"a": [{"x{q}": 1}]}"#, "application/json", "name of a member"),
+            (
+                r#"{"q": "{nmae}"}"#,
+                "application/json",
+                "{nmae} is not among the parameters; did you mean {name}?",
+            ),
+            ("<q>{q}</q>", "application/xml", "not known how to write {q}"),
+            ("{q}=1", "application/x-www-form-urlencoded", "after a parameter's name"),
+            ("a={tags}", "application/x-www-form-urlencoded", "{tags} is an array"),
+        ] {
+            let made = body(template, media_type, json!({}));
+            assert!(
+                made.as_ref()
+                    .is_err_and(|e| e.starts_with("start: ") && e.contains(why)),
+                "{template}: {made:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn forms_and_plain_text_have_their_own_way() {
+        let form = "application/x-www-form-urlencoded";
+        let made = body("to={name}&text={q}&v=1\n", form, json!({"q": "a&to=b c"}));
+        assert_eq!(made, Ok("text=a%26to%3Db%20c&v=1".into()));
+        let made = body(
+            "\"{name}: {tags} \\{q}",
+            "text/plain",
+            json!({"name": "a\"b", "tags": [1]}),
+        );
+        assert_eq!(made, Ok("\"a\"b: [1] \\".into()));
+        let made = body("<a>{ }</a>", "application/xml", json!({}));
+        assert_eq!(made, Ok("<a>{ }</a>".into()));
+    }
+}
