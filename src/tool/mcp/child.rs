@@ -1,0 +1,159 @@
+//! A server that is a child process: what it gets, what becomes of its complaints, and how it ends with all its own.
+
+use std::{collections::BTreeMap, path::Path, process::Stdio, sync::Arc, time::Duration};
+
+use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessGroup};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{ChildStdin, ChildStdout, Command},
+    signal::unix::SignalKind,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::plain;
+
+/// What a child sees of the gateway's own environment: what programs need to run at all. The keys of the providers are
+/// in there too, and those are not for it.
+const ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+/// How long it may take to go after its standard input was closed.
+const MANNERS: Duration = Duration::from_secs(2);
+/// How long it may take to go after it was asked to terminate.
+const NOTICE: Duration = Duration::from_secs(1);
+/// How much of one of its complaints is told, in characters.
+const MAX_COMPLAINT: usize = 500;
+
+/// A child process, and all that it started, as far as those stayed in its process group.
+pub(super) struct Child {
+    process: Box<dyn ChildWrapper>,
+    complaints: JoinHandle<()>,
+    ended: bool,
+}
+
+impl Child {
+    /// Starts one. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// Why it cannot be started.
+    pub(super) fn start(
+        server: &Arc<str>,
+        command: &Path,
+        args: &[String],
+        env: &BTreeMap<String, SecretString>,
+    ) -> Result<(Self, ChildStdout, ChildStdin), String> {
+        let mut new = Command::new(command);
+        new.args(args).env_clear();
+        for name in ENVIRONMENT {
+            if let Some(value) = std::env::var_os(name) {
+                new.env(name, value);
+            }
+        }
+        for (name, value) in env {
+            new.env(name, value.expose_secret());
+        }
+        new.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut wrapped = CommandWrap::from(new);
+        wrapped.wrap(ProcessGroup::leader());
+        let mut process = wrapped
+            .spawn()
+            .map_err(|e| format!("{} cannot be started: {e}", command.display()))?;
+        let pipes = (process.stdout().take(), process.stdin().take(), process.stderr().take());
+        let (Some(stdout), Some(stdin), Some(stderr)) = pipes else {
+            return Err("its pipes are missing".into());
+        };
+        let complaints = tokio::spawn(complain(stderr, server.clone()));
+        let child = Self {
+            process,
+            complaints,
+            ended: false,
+        };
+        Ok((child, stdout, stdin))
+    }
+
+    /// Waits until it is gone by itself, and says how it went.
+    pub(super) async fn gone(&mut self) -> String {
+        match self.process.wait().await {
+            Ok(status) => format!("it ended ({status})"),
+            Err(e) => format!("it cannot be waited for: {e}"),
+        }
+    }
+
+    /// Sees to it that nothing remains of it. Its standard input must be closed already.
+    pub(super) async fn end(mut self) {
+        let mut went = timeout(MANNERS, self.process.wait()).await.is_ok();
+        // Whoever is still in the group, be it the child or what it left behind. Nobody there is an error.
+        if self.process.signal(SignalKind::terminate().as_raw_value()).is_ok() {
+            if went {
+                tokio::time::sleep(NOTICE / 4).await;
+            } else {
+                went = timeout(NOTICE, self.process.wait()).await.is_ok();
+            }
+            let _ = self.process.start_kill();
+        }
+        if !went && timeout(NOTICE, self.process.wait()).await.is_err() {
+            tracing::warn!("A child process of an MCP server does not go although it was killed");
+        }
+        // Its last words, if nobody who left the group holds the pipe.
+        let _ = timeout(NOTICE / 4, &mut self.complaints).await;
+        self.ended = true;
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.complaints.abort();
+        if !self.ended {
+            // No time for manners; the runtime reaps it.
+            let _ = self.process.start_kill();
+        }
+    }
+}
+
+/// Writes what comes from there to the log, line by line. Holds no more than it tells.
+async fn complain(from: impl AsyncRead + Unpin, server: Arc<str>) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        let Ok(read) = from.fill_buf().await else { break };
+        if read.is_empty() {
+            break;
+        }
+        let end = memchr::memchr(b'\n', read);
+        let piece = &read[..end.unwrap_or(read.len())];
+        let room = (MAX_COMPLAINT * 4).saturating_sub(line.len());
+        line.extend_from_slice(&piece[..piece.len().min(room)]);
+        let used = end.map_or(read.len(), |end| end + 1);
+        from.consume(used);
+        if end.is_some() {
+            tell(&server, &line);
+            line.clear();
+        }
+    }
+    tell(&server, &line);
+}
+
+/// Writes one line to the log.
+fn tell(server: &str, line: &[u8]) {
+    let line = plain(&String::from_utf8_lossy(line), MAX_COMPLAINT);
+    if !line.is_empty() {
+        tracing::debug!(server, "An MCP server says on standard error: {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_that_never_ends_is_read_and_not_kept() {
+        let endless = tokio::io::AsyncReadExt::take(tokio::io::repeat(b'x'), 100 << 20);
+        complain(endless, "s".into()).await;
+    }
+
+    #[test]
+    fn what_stands_in_a_log_is_one_line_and_short() {
+        assert_eq!(plain("a\nb\u{1b}[31m", 100), "a\\nb\\u{1b}[31m");
+        assert_eq!(plain("abcdef", 3), "abc…");
+    }
+}

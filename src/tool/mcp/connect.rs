@@ -1,0 +1,269 @@
+//! How a server is reached, and the first words with it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use reqwest::header::{HeaderName, HeaderValue};
+use rmcp::{
+    ClientHandler, ErrorData, RoleClient,
+    model::{
+        ClientCapabilities, ClientConfig, ElicitRequestParams, ElicitResult, ErrorCode, Implementation, ProtocolVersion,
+    },
+    service::{
+        ClientInitializeError, ClientLifecycleMode, NotificationContext, RequestContext, RunningService,
+        serve_client_with_lifecycle,
+    },
+    transport::{
+        StreamableHttpClientTransport, async_rw::AsyncRwTransport,
+        streamable_http_client::StreamableHttpClientTransportConfig,
+    },
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    process::{ChildStdin, ChildStdout},
+    sync::Notify,
+};
+
+use super::{McpTransport, child::Child, plain};
+
+/// How large one message of a server may be: a file of 10 MiB in base64, and some words. A longer line of a child is
+/// skipped without being kept; a longer answer over HTTP is an error.
+const MAX_MESSAGE: usize = 16 << 20;
+/// How many calls may wait for their answer over HTTP.
+const MAX_CALLS: usize = 256;
+/// How long a TCP connection may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Headers that belong to the protocol.
+const RESERVED: [&str; 6] = [
+    "accept",
+    "content-type",
+    "content-length",
+    "last-event-id",
+    "mcp-protocol-version",
+    "mcp-session-id",
+];
+
+/// How a server is reached, checked.
+pub(super) enum Way {
+    /// A child process.
+    Child {
+        command: PathBuf,
+        args: Vec<String>,
+        env: BTreeMap<String, SecretString>,
+    },
+    /// Streamable HTTP.
+    Http {
+        client: reqwest::Client,
+        url: Arc<str>,
+        headers: HashMap<HeaderName, HeaderValue>,
+    },
+}
+
+/// A way that is open.
+pub(super) enum Wire {
+    /// What a child says and hears.
+    Pipes(ChildStdout, ChildStdin),
+    /// The client of a server.
+    Http(StreamableHttpClientTransport<reqwest::Client>),
+}
+
+/// How a conversation begins. Servers of 2026-07-28 and later need not know the handshake that all before them had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// `initialize`.
+    Handshake,
+    /// `server/discover`.
+    Discovery,
+}
+
+/// Why a conversation did not begin.
+pub(super) enum Unopened {
+    /// The server refused that opening: another may do.
+    Refused(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl Way {
+    /// Checks it.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the name of the setting.
+    pub(super) fn new(transport: McpTransport) -> Result<Self, String> {
+        match transport {
+            McpTransport::Child { command, args, env } => {
+                if command.as_os_str().is_empty() {
+                    return Err("command: is empty".into());
+                }
+                if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+                    return Err(format!("env: {name:?} is no name of a variable"));
+                }
+                Ok(Self::Child { command, args, env })
+            }
+            McpTransport::Http { url, headers } => {
+                if !matches!(url.scheme(), "http" | "https") {
+                    return Err("url: must begin with http:// or https://".into());
+                }
+                let mut client = reqwest::Client::builder()
+                    .redirect(reqwest::redirect::Policy::none())
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")));
+                if is_loopback(&url) {
+                    client = client.no_proxy();
+                }
+                Ok(Self::Http {
+                    client: client.build().map_err(|e| format!("no HTTP client: {e}"))?,
+                    url: url.as_str().into(),
+                    headers: checked(headers)?,
+                })
+            }
+        }
+    }
+
+    /// Opens it: starts the child, if there is one.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub(super) fn open(&self, server: &Arc<str>) -> Result<(Wire, Option<Child>), String> {
+        match self {
+            Self::Child { command, args, env } => {
+                let (child, stdout, stdin) = Child::start(server, command, args, env)?;
+                Ok((Wire::Pipes(stdout, stdin), Some(child)))
+            }
+            Self::Http { client, url, headers } => {
+                let config = StreamableHttpClientTransportConfig::with_uri(url.clone())
+                    .custom_headers(headers.clone())
+                    .max_concurrent_requests(MAX_CALLS)
+                    .max_sse_event_size(MAX_MESSAGE)
+                    // A server that forgot its session may have other tools now: it is looked at again first.
+                    .reinit_on_expired_session(false);
+                let transport = StreamableHttpClientTransport::with_client(client.clone(), config);
+                Ok((Wire::Http(transport), None))
+            }
+        }
+    }
+
+    /// A reason as it may stand in a log: an address can hold a secret.
+    pub(super) fn veil(&self, why: &str) -> String {
+        match self {
+            Self::Child { .. } => plain(why, 300),
+            Self::Http { url, .. } => plain(&why.replace(&**url, "its address"), 300),
+        }
+    }
+}
+
+/// Whether it is this machine.
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Headers as they are sent, their values kept out of logs.
+fn checked(headers: BTreeMap<String, SecretString>) -> Result<HashMap<HeaderName, HeaderValue>, String> {
+    let mut checked = HashMap::new();
+    for (name, value) in headers {
+        let wrong = |what: &str| format!("headers.{name}: {what}");
+        let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("is no name of a header"))?;
+        if RESERVED.contains(&key.as_str()) {
+            return Err(wrong("is set by the protocol"));
+        }
+        let mut value =
+            HeaderValue::from_str(value.expose_secret()).map_err(|_| wrong("has a value that no header can have"))?;
+        value.set_sensitive(true);
+        checked.insert(key, value);
+    }
+    Ok(checked)
+}
+
+/// Begins the conversation.
+pub(super) async fn greet(
+    wire: Wire,
+    host: Host,
+    opening: Opening,
+) -> Result<RunningService<RoleClient, Host>, Unopened> {
+    let mode = match opening {
+        Opening::Handshake => ClientLifecycleMode::Initialize,
+        Opening::Discovery => ClientLifecycleMode::Discover {
+            preferred_versions: vec![ProtocolVersion::LATEST],
+        },
+    };
+    let greeted = match wire {
+        Wire::Pipes(stdout, stdin) => {
+            let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_MESSAGE);
+            serve_client_with_lifecycle(host, transport, mode).await
+        }
+        Wire::Http(transport) => serve_client_with_lifecycle(host, transport, mode).await,
+    };
+    greeted.map_err(|e| match e {
+        ClientInitializeError::JsonRpcError(e) => Unopened::Refused(format!("it refused to begin: {}", e.message)),
+        ClientInitializeError::ConnectionClosed(_) => Unopened::Failed("it ended the connection".into()),
+        ClientInitializeError::TransportError { error, .. } => Unopened::Failed(deepest(error.error.as_ref())),
+        // The others hold whole messages of the server's.
+        _ => Unopened::Failed("its first answer is not what the protocol says".into()),
+    })
+}
+
+/// What is at the bottom of an error: what those above say is that something failed.
+pub(super) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut deepest = error;
+    while let Some(below) = deepest.source() {
+        deepest = below;
+    }
+    deepest.to_string()
+}
+
+/// What the gateway is to a server: somebody who calls tools and does nothing else.
+pub(super) struct Host {
+    /// The server's name.
+    pub(super) server: Arc<str>,
+    /// Told when its tools should be looked at again.
+    pub(super) doubt: Arc<Notify>,
+}
+
+impl ClientHandler for Host {
+    fn get_info(&self) -> ClientConfig {
+        let mut own = Implementation::default();
+        own.name = "sluicegate".into();
+        own.version = env!("CARGO_PKG_VERSION").into();
+        ClientConfig::new(ClientCapabilities::default(), own)
+            .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
+    }
+
+    async fn on_tool_list_changed(&self, _context: NotificationContext<RoleClient>) {
+        self.doubt.notify_one();
+    }
+
+    async fn create_elicitation(
+        &self,
+        _request: ElicitRequestParams,
+        _context: RequestContext<RoleClient>,
+    ) -> Result<ElicitResult, ErrorData> {
+        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "elicitation/create", None))
+    }
+
+    #[expect(deprecated, reason = "servers of before 2026-07-28 ask")]
+    async fn list_roots(
+        &self,
+        _context: RequestContext<RoleClient>,
+    ) -> Result<rmcp::model::ListRootsResult, ErrorData> {
+        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "roots/list", None))
+    }
+
+    #[expect(deprecated, reason = "servers of before 2026-07-28 send it")]
+    async fn on_logging_message(
+        &self,
+        said: rmcp::model::LoggingMessageNotificationParam,
+        _context: NotificationContext<RoleClient>,
+    ) {
+        let server = &*self.server;
+        tracing::debug!(server, "An MCP server logs: {}", plain(&said.data.to_string(), 500));
+    }
+}
