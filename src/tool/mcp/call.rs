@@ -120,7 +120,12 @@ fn output(tool: &str, result: CallToolResult) -> Result<ToolOutput, ToolError> {
     let mut words: Vec<String> = Vec::new();
     let mut files: Vec<File> = Vec::new();
     let mut file = |name: Option<&str>, media_type: &str, data: &str, words: &mut Vec<String>| {
-        let name = name.map_or_else(|| named(tool, files.len() + 1, media_type), str::to_owned);
+        let name = match name {
+            Some(name) if name.contains('.') => name.to_owned(),
+            Some(name) => format!("{name}.{}", extension(media_type)),
+            None if files.is_empty() => format!("{tool}.{}", extension(media_type)),
+            None => format!("{tool}-{}.{}", files.len() + 1, extension(media_type)),
+        };
         let data: String = data.split_ascii_whitespace().collect();
         match BASE64.decode(data) {
             Ok(bytes) => files.push(File {
@@ -151,7 +156,9 @@ fn output(tool: &str, result: CallToolResult) -> Result<ToolOutput, ToolError> {
         }
     }
     let mut content = words.join("\n");
+    // Beside a file it holds that same file again.
     if content.is_empty()
+        && files.is_empty()
         && let Some(structured) = result.structured_content
     {
         content = structured.to_string();
@@ -180,10 +187,10 @@ fn last_segment(uri: &str) -> Option<&str> {
     (!name.is_empty() && !name.ends_with(':')).then_some(name)
 }
 
-/// A name for a file that has none.
-fn named(tool: &str, number: usize, media_type: &str) -> String {
+/// What the names of such files end with.
+fn extension(media_type: &str) -> &'static str {
     let essence = media_type.split(';').next().unwrap_or_default().trim();
-    let extension = match essence {
+    match essence {
         "image/png" => "png",
         "image/jpeg" => "jpg",
         "image/gif" => "gif",
@@ -202,11 +209,6 @@ fn named(tool: &str, number: usize, media_type: &str) -> String {
         "text/markdown" => "md",
         "text/plain" => "txt",
         _ => "bin",
-    };
-    if number == 1 {
-        format!("{tool}.{extension}")
-    } else {
-        format!("{tool}-{number}.{extension}")
     }
 }
 
@@ -224,7 +226,7 @@ mod tests {
             {"type": "text", "text": "one"},
             {"type": "image", "data": "AQID", "mimeType": "image/png"},
             {"type": "resource", "resource": {"uri": "file:///a/b.txt", "text": "two"}},
-            {"type": "resource", "resource": {"uri": "file:///a/b.pdf?x", "mimeType": "application/pdf", "blob": "AQ\nI"}},
+            {"type": "resource", "resource": {"uri": "x://a/b?x", "mimeType": "application/pdf", "blob": "AQ\nI"}},
             {"type": "audio", "data": "AQ==", "mimeType": "audio/wav"},
             {"type": "resource_link", "uri": "https://example.com/x", "name": "X"},
             {"type": "image", "data": "?", "mimeType": "image/png"},
@@ -257,6 +259,13 @@ mod tests {
                 .content,
             r#"{"n":1}"#
         );
+    }
+
+    #[test]
+    fn a_file_is_not_told_to_the_model_as_json() {
+        let file = json!({"type": "image", "data": "AQID", "mimeType": "image/png"});
+        let output = read(json!({"content": [file], "structuredContent": {"content": [file]}})).unwrap();
+        assert_eq!((&*output.content, output.files.len()), ("", 1));
     }
 
     #[test]

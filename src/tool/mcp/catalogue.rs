@@ -55,8 +55,7 @@ pub(super) async fn list(server: &str, peer: &Peer<RoleClient>) -> Result<Vec<Li
     let mut all = Vec::new();
     let mut page = None;
     for _ in 0..MAX_PAGES {
-        let mut request = ListToolsRequest::default();
-        request.params = Some(PaginatedRequestParams::default().with_cursor(page.take()));
+        let request = ListToolsRequest::with_param(PaginatedRequestParams::default().with_cursor(page.take()));
         // Not by way of rmcp's own method, which remembers answers and gives an old one when the server is gone.
         let answer = peer.send_request(ClientRequest::ListToolsRequest(request)).await;
         // A list with one tool that is not as it should be is no list to rmcp, so both shapes are read here.
@@ -159,6 +158,11 @@ impl Catalogue {
             pins: None,
             mentioned: BTreeSet::new(),
         }
+    }
+
+    /// Whether there was no listing yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.pins.is_none()
     }
 
     /// What is on offer after a listing. The first is what all others are held to.

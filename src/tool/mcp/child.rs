@@ -114,8 +114,7 @@ impl Drop for Child {
 async fn complain(from: impl AsyncRead + Unpin, server: Arc<str>) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
-    loop {
-        let Ok(read) = from.fill_buf().await else { break };
+    while let Ok(read) = from.fill_buf().await {
         if read.is_empty() {
             break;
         }

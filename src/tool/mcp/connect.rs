@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    error::Error,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -18,8 +19,9 @@ use rmcp::{
         serve_client_with_lifecycle,
     },
     transport::{
-        StreamableHttpClientTransport, async_rw::AsyncRwTransport,
-        streamable_http_client::StreamableHttpClientTransportConfig,
+        StreamableHttpClientTransport,
+        async_rw::AsyncRwTransport,
+        streamable_http_client::{StreamableHttpClientTransportConfig, StreamableHttpError},
     },
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -211,13 +213,19 @@ pub(super) async fn greet(
     })
 }
 
-/// What is at the bottom of an error: what those above say is that something failed.
-pub(super) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+/// What is at the bottom of an error: what those above say is that something failed. Of an answer, only its status.
+pub(super) fn deepest(error: &(dyn Error + 'static)) -> String {
     let mut deepest = error;
     while let Some(below) = deepest.source() {
         deepest = below;
     }
-    deepest.to_string()
+    match deepest.downcast_ref() {
+        Some(StreamableHttpError::<reqwest::Error>::Client(e)) if e.source().is_some() => self::deepest(e),
+        Some(StreamableHttpError::UnexpectedServerResponse(answer)) => {
+            format!("it answered {}", answer.split(':').next().unwrap_or_default())
+        }
+        _ => deepest.to_string(),
+    }
 }
 
 /// What the gateway is to a server: somebody who calls tools and does nothing else.
@@ -265,5 +273,21 @@ impl ClientHandler for Host {
     ) {
         let server = &*self.server;
         tracing::debug!(server, "An MCP server logs: {}", plain(&said.data.to_string(), 500));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_holds_a_secret_does_not_get_into_the_log() {
+        let way = Way::new(McpTransport::Http {
+            url: "http://localhost:1/mcp?key=secret".parse().unwrap(),
+            headers: BTreeMap::new(),
+        })
+        .unwrap();
+        let veiled = way.veil("error sending request for url (http://localhost:1/mcp?key=secret)\n");
+        assert_eq!(veiled, "error sending request for url (its address)");
     }
 }

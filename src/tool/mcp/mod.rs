@@ -19,7 +19,8 @@ mod child;
 mod connect;
 #[cfg(feature = "mcp")]
 mod server;
-#[cfg(all(test, feature = "mcp"))]
+#[cfg(feature = "mcp")]
+#[cfg(test)]
 mod tests;
 
 #[cfg(not(feature = "mcp"))]

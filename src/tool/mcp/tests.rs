@@ -119,7 +119,7 @@ async fn until(condition: impl Fn() -> bool) {
 }
 
 /// Whether a process is there. One that is dead and was not reaped is.
-fn remains(process: &PathBuf) -> bool {
+fn remains(process: &Path) -> bool {
     process.exists()
 }
 
@@ -226,7 +226,7 @@ async fn a_server_that_dies_in_a_call_is_an_error_for_the_model_and_comes_back()
     let pids = scripted.noted("pid");
     assert!(!remains(&pids[0]), "a zombie");
     scripted.server.stop().await;
-    assert!(!pids.iter().any(remains));
+    assert!(!pids.iter().any(|process| remains(process)));
     let late = call(&echo, json!({"text": "late"})).await;
     assert_eq!(
         late,
@@ -242,6 +242,13 @@ async fn a_tool_that_changes_is_switched_off_and_one_that_is_new_is_not_taken() 
     until(|| names(&scripted.server) == ["bare"]).await;
     let ToolError(why) = call(&echo, json!({"text": "x"})).await.unwrap_err();
     assert!(why.starts_with("tool_drift: "), "{why}");
+    scripted.server.stop().await;
+}
+
+#[tokio::test]
+async fn tools_that_a_server_adds_while_it_starts_are_taken() {
+    let scripted = Scripted::up("hesitates").await;
+    assert_eq!(names(&scripted.server), ["echo", "bare"]);
     scripted.server.stop().await;
 }
 
@@ -267,11 +274,14 @@ async fn a_server_that_knows_no_handshake_is_discovered() {
 async fn servers_that_never_begin_are_contained_and_tried_again() {
     let before = memory();
     let stories = ["exits", "silent", "endless", "garbage"].map(|mode| async move {
-        let scripted = Scripted::with(mode, |settings| settings.start_timeout = Duration::from_secs(1));
+        let scripted = Scripted::with(mode, |settings| settings.start_timeout = Duration::from_secs(2));
         until(|| scripted.noted("pid").len() >= 2).await;
         assert!(scripted.server.offers().is_empty());
         scripted.server.stop().await;
-        assert!(!scripted.noted("pid").iter().any(remains), "{mode}: a child remains");
+        assert!(
+            !scripted.noted("pid").iter().any(|process| remains(process)),
+            "{mode}: a child remains"
+        );
     });
     futures_util::future::join_all(stories).await;
     let grown = memory().saturating_sub(before);
@@ -287,7 +297,7 @@ async fn stopping_takes_along_a_child_that_does_not_listen_and_all_that_it_start
     let began = Instant::now();
     scripted.server.stop().await;
     assert!(began.elapsed() < Duration::from_secs(6));
-    assert!(!scripted.noted("pid").iter().any(remains));
+    assert!(!scripted.noted("pid").iter().any(|process| remains(process)));
     let grandchild = scripted.noted("grandchild").remove(0);
     until(|| !runs(&grandchild)).await;
 }
@@ -328,10 +338,13 @@ async fn settings_that_cannot_be_are_refused_at_the_start() {
     assert!(secret.starts_with("headers.authorization: ") && !secret.contains("secret\n"));
 }
 
-/// A server over HTTP that answers every request with JSON; with a redirect, for as long as `astray` says.
+/// A server over HTTP that answers every request with JSON; with a redirect, for as long as `astray`, which then counts them, is
+/// more than nothing.
 async fn over_http(astray: Arc<AtomicUsize>) -> url::Url {
     let answer = move |headers: axum::http::HeaderMap, Json(message): Json<Value>| {
-        let lost = astray.load(Ordering::SeqCst) > 0;
+        let lost = astray
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n > 0).then_some(n + 1))
+            .is_ok();
         async move {
             if lost {
                 return (StatusCode::TEMPORARY_REDIRECT, [("location", "http://127.0.0.1:1/")]).into_response();
@@ -401,7 +414,7 @@ async fn a_server_over_http_that_sends_elsewhere_is_not_followed_and_comes_back(
     let astray = Arc::new(AtomicUsize::new(1));
     let url = over_http(astray.clone()).await;
     let server = Server::start(http(url)).unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    until(|| astray.load(Ordering::SeqCst) > 2).await;
     assert!(server.offers().is_empty());
     astray.store(0, Ordering::SeqCst);
     until(|| !server.offers().is_empty()).await;
