@@ -1,6 +1,12 @@
 //! A server that is a child process: what it gets, what becomes of its complaints, and how it ends with all its own.
 
-use std::{collections::BTreeMap, path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessGroup};
 use secrecy::{ExposeSecret, SecretString};
@@ -73,25 +79,31 @@ impl Child {
 
     /// Waits until it is gone by itself, and says how it went.
     pub(super) async fn gone(&mut self) -> String {
-        match self.process.wait().await {
+        match self.first().await {
             Ok(status) => format!("it ended ({status})"),
             Err(e) => format!("it cannot be waited for: {e}"),
         }
     }
 
+    /// Waits for the process itself, whatever it left behind.
+    async fn first(&mut self) -> std::io::Result<ExitStatus> {
+        self.process.inner_mut().wait().await
+    }
+
     /// Sees to it that nothing remains of it. Its standard input must be closed already.
     pub(super) async fn end(mut self) {
-        let mut went = timeout(MANNERS, self.process.wait()).await.is_ok();
+        let went = timeout(MANNERS, self.first()).await.is_ok();
         // Whoever is still in the group, be it the child or what it left behind. Nobody there is an error.
         if self.process.signal(SignalKind::terminate().as_raw_value()).is_ok() {
             if went {
                 tokio::time::sleep(NOTICE / 4).await;
             } else {
-                went = timeout(NOTICE, self.process.wait()).await.is_ok();
+                let _ = timeout(NOTICE, self.first()).await;
             }
             let _ = self.process.start_kill();
         }
-        if !went && timeout(NOTICE, self.process.wait()).await.is_err() {
+        // As the first process of a container the gateway gets the orphans too: this reaps whoever is ours.
+        if timeout(NOTICE, self.process.wait()).await.is_err() {
             tracing::warn!("A child process of an MCP server does not go although it was killed");
         }
         // Its last words, if nobody who left the group holds the pipe.
