@@ -11,8 +11,8 @@ use crate::{
     error::{Error, ErrorCode},
     http::{Front, FrontSettings, auth::Access, listen, router},
     provider::Providers,
-    run::Runs,
-    store,
+    run::{Artifacts, Runs},
+    store::{self, Blobs},
     tool::Tools,
 };
 
@@ -36,6 +36,10 @@ pub struct Running {
 pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let listen_at = settings.listen;
     let (providers, tools, agents) = staff(&settings)?;
+    let artifacts = Artifacts {
+        blobs: blobs(&settings)?,
+        limits: settings.artifacts,
+    };
     let store = store::open(&settings.store_url).await?;
     let listener = TcpListener::bind(listen_at)
         .await
@@ -43,7 +47,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let address = listener.local_addr().map_err(Error::internal)?;
     introduce(&settings, &agents, address);
 
-    let runs = Runs::new(agents, providers, tools, store, settings.runs);
+    let runs = Runs::new(agents, providers, tools, store, artifacts, settings.runs);
     let front = Front {
         runs: runs.clone(),
         settings: Arc::new(FrontSettings {
@@ -80,7 +84,11 @@ async fn live(listener: TcpListener, front: Front, settings: Settings, stop: Can
         give_up.clone(),
     ));
     let housekeeping = async {
-        tokio::join!(runs.sweep(), expire(&runs, settings.session_ttl));
+        tokio::join!(
+            runs.sweep(),
+            runs.sweep_artifacts(),
+            expire(&runs, settings.session_ttl)
+        );
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -120,7 +128,13 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
 /// # Errors
 /// What keeps it from starting, as far as it can be told without starting it.
 pub fn check(settings: &Settings) -> Result<(), Error> {
-    staff(settings).map(drop)
+    staff(settings)?;
+    blobs(settings).map(drop)
+}
+
+/// Where files are kept.
+fn blobs(settings: &Settings) -> Result<Blobs, Error> {
+    Blobs::open(&settings.artifacts_url, &settings.cloud).map_err(|e| config_error(format!("artifacts.url: {e}")))
 }
 
 /// Who answers, and who can be asked.
@@ -209,6 +223,7 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr) {
         tracing::info!("agent {}{default} is answered by {}{demo}", agent.name, agent.model);
     }
     tracing::info!("sessions are kept in {}, runs in memory", settings.store_url);
+    tracing::info!("files that tools make are kept in {}", settings.artifacts_url);
     match (address.ip().is_loopback(), settings.allow_anonymous) {
         (true, _) => tracing::info!("anybody on this machine may call, nobody else"),
         (false, _) => tracing::warn!("anybody who reaches this address may call (auth.allow_anonymous)"),

@@ -97,6 +97,12 @@ pub struct Settings {
     pub session_ttl: Option<Duration>,
     /// Where sessions are kept.
     pub store_url: String,
+    /// Where the files that runs make are kept.
+    pub artifacts_url: String,
+    /// How many they may be, and how large.
+    pub artifacts: run::ArtifactLimits,
+    /// What the environment says of clouds, for those who keep files there.
+    pub cloud: Vec<(String, SecretString)>,
     /// How the log looks.
     pub log_format: LogFormat,
     /// What is logged.
@@ -218,6 +224,18 @@ fn usual_provider(
     Some(found)
 }
 
+/// The variables by which the tools of clouds are told where they are, and as whom they call; not those of models.
+fn cloud(environment: &BTreeMap<String, String>) -> Vec<(String, SecretString)> {
+    let theirs = |name: &str| {
+        ["AWS_", "AZURE_", "GOOGLE_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    };
+    let ours = |name: &str| name.starts_with("AZURE_OPENAI_") || name == "GOOGLE_API_KEY";
+    let told = environment.iter().filter(|(name, _)| theirs(name) && !ours(name));
+    told.map(|(name, value)| (name.clone(), value.clone().into())).collect()
+}
+
 /// `OLLAMA_HOST` is what Ollama listens on, in any of its spellings: `0.0.0.0`, `host`, `:11434`, `http://host:11434`.
 fn ollama_address(host: &str) -> String {
     let (scheme, rest) = host.split_once("://").unwrap_or(("http", host));
@@ -288,6 +306,7 @@ struct Tree {
     sessions: Sessions,
     store: Url,
     run_log: Url,
+    artifacts: ArtifactsSection,
     log: Log,
     provider_defaults: ProviderTree,
     provider_kinds: BTreeMap<String, KindTree>,
@@ -360,6 +379,14 @@ struct Sessions {
 #[serde(deny_unknown_fields)]
 struct Url {
     url: String,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct ArtifactsSection {
+    url: String,
+    max_size: Size,
+    max_per_run: usize,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -546,6 +573,9 @@ impl Tree {
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
             return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
         }
+        if self.artifacts.max_size.0 == 0 || self.artifacts.max_size.0 > 1 << 30 {
+            return Err(wrong("artifacts.max_size: must be at most 1GiB, and more than nothing"));
+        }
         Ok(Settings {
             listen: server.listen,
             cors_allowed_origins: server.cors_allowed_origins.0.clone(),
@@ -575,6 +605,12 @@ impl Tree {
             drain: runs.drain.0,
             session_ttl: sessions.ttl.0,
             store_url: self.store.url.clone(),
+            artifacts_url: self.artifacts.url.clone(),
+            artifacts: run::ArtifactLimits {
+                max_size: self.artifacts.max_size.0,
+                max_per_run: self.artifacts.max_per_run,
+            },
+            cloud: cloud(environment),
             log_format: match log.format {
                 LogWord::Text => LogFormat::Text,
                 LogWord::Json => LogFormat::Json,

@@ -20,3 +20,18 @@ pub struct Artifact {
     /// Where it can be downloaded: a path on this gateway.
     pub url: String,
 }
+
+impl Artifact {
+    /// A file of that id, and with it its place.
+    #[must_use]
+    pub fn new(id: ArtifactId, name: String, media_type: String, size: u64, sha256: String) -> Self {
+        Self {
+            id,
+            name,
+            media_type,
+            size,
+            sha256,
+            url: format!("/artifacts/{id}"),
+        }
+    }
+}

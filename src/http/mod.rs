@@ -10,6 +10,7 @@ use axum::{
 
 use crate::run::Runs;
 
+pub mod artifacts;
 pub mod auth;
 pub mod body;
 pub mod chat;
@@ -82,6 +83,7 @@ pub fn routes() -> Vec<Route> {
         route(Method::GET, "/sessions/{session_id}/messages", get(sessions::messages)),
         route(Method::DELETE, "/sessions/{session_id}", delete(sessions::erase)),
         route(Method::GET, "/agents", get(runs::agents)),
+        route(Method::GET, "/artifacts/{artifact_id}", get(artifacts::download)),
         route(Method::GET, "/healthz", get(health::alive)),
         route(Method::GET, "/readyz", get(health::ready)),
         route(Method::GET, "/openapi.yaml", get(docs::yaml)),

@@ -138,6 +138,7 @@ impl Runs {
         }
         self.store.delete(principal, session).await?;
         self.registry.erase(principal, session);
+        self.erase_due_soon().await;
         Ok(())
     }
 }

@@ -28,6 +28,7 @@ pub mod start;
 
 pub use follow::Follow;
 pub use log::{Found, Interest, Reader, View};
+pub use shelf::{ArtifactLimits, Artifacts};
 pub use start::Order;
 
 /// A run, as long as its log is held.
@@ -169,6 +170,8 @@ pub struct Runs {
     pub tools: Tools,
     /// What is kept.
     pub store: Arc<dyn Store>,
+    /// Where the files that runs make are kept.
+    pub artifacts: Arc<Artifacts>,
     /// The limits.
     pub limits: Limits,
     /// Who runs.
@@ -182,12 +185,20 @@ pub struct Runs {
 impl Runs {
     /// The room, empty.
     #[must_use]
-    pub fn new(agents: Agents, providers: Providers, tools: Tools, store: Arc<dyn Store>, limits: Limits) -> Arc<Self> {
+    pub fn new(
+        agents: Agents,
+        providers: Providers,
+        tools: Tools,
+        store: Arc<dyn Store>,
+        artifacts: Artifacts,
+        limits: Limits,
+    ) -> Arc<Self> {
         Arc::new(Self {
             agents,
             providers,
             tools,
             store,
+            artifacts: Arc::new(artifacts),
             limits,
             registry: registry::Registry::default(),
             tasks: TaskTracker::new(),

@@ -8,11 +8,11 @@ use std::{
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store, StoredMessage, conflict,
-    session::Loaded,
+    ArtifactRecord, ArtifactStore, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore,
+    Store, StoredMessage, artifact::Due, conflict, session::Loaded,
 };
 use crate::{
-    chat::{Message, Principal, RunId, SessionId},
+    chat::{ArtifactId, Message, Principal, RunId, SessionId},
     error::Error,
 };
 
@@ -26,7 +26,15 @@ type SessionKey = (String, SessionId);
 struct Shelves {
     sessions: BTreeMap<SessionKey, (Session, Vec<StoredMessage>)>,
     runs: BTreeMap<RunId, RunRecord>,
+    files: BTreeMap<ArtifactId, File>,
     versions: i64,
+}
+
+/// A file's record, and how it stands.
+struct File {
+    record: ArtifactRecord,
+    ready: bool,
+    erase_after: Option<i64>,
 }
 
 impl Shelves {
@@ -39,6 +47,16 @@ impl Shelves {
         self.sessions.remove(key);
         self.runs
             .retain(|_, run| run.principal.as_str() != key.0 || run.session_id != key.1);
+        let theirs = |file: &&mut File| {
+            file.record.principal.as_str() == key.0 && file.record.session_id.as_ref() == Some(&key.1)
+        };
+        for file in self.files.values_mut().filter(theirs) {
+            file.record.session_id = None;
+            // One that is still being written stays pending until nobody can be writing it any more.
+            if std::mem::take(&mut file.ready) {
+                file.erase_after = Some(0);
+            }
+        }
     }
 }
 
@@ -268,6 +286,73 @@ impl RunStore for Memory {
             && let Some(end) = &mut row.end
         {
             end.last_seq = Some(end.last_seq.unwrap_or(0).max(last_seq));
+        }
+        Box::pin(ready(Ok(())))
+    }
+}
+
+impl ArtifactStore for Memory {
+    fn announce<'a>(&'a self, record: &'a ArtifactRecord, erase_after: i64) -> BoxFuture<'a, Result<bool, Error>> {
+        let mut shelves = self.shelves();
+        let known = record.session_id.as_ref().is_none_or(|session| {
+            let run = shelves.runs.get(&record.run_id);
+            run.is_some_and(|run| run.principal == record.principal && run.session_id == *session)
+        });
+        if known {
+            let file = File {
+                record: record.clone(),
+                ready: false,
+                erase_after: Some(erase_after),
+            };
+            shelves.files.insert(record.artifact.id, file);
+        }
+        Box::pin(ready(Ok(known)))
+    }
+
+    fn keep<'a>(&'a self, record: &'a ArtifactRecord, erase_after: Option<i64>) -> BoxFuture<'a, Result<bool, Error>> {
+        let mut shelves = self.shelves();
+        let pending = shelves.files.get_mut(&record.artifact.id).filter(|file| {
+            let in_time = file.erase_after.is_some_and(|time| time > now());
+            !file.ready && in_time && file.record.session_id == record.session_id
+        });
+        let kept = pending.map(|file| {
+            file.ready = true;
+            file.erase_after = erase_after;
+        });
+        Box::pin(ready(Ok(kept.is_some())))
+    }
+
+    fn artifact<'a>(
+        &'a self,
+        principal: &'a Principal,
+        id: ArtifactId,
+    ) -> BoxFuture<'a, Result<Option<ArtifactRecord>, Error>> {
+        let shelves = self.shelves();
+        let shown = |file: &&File| {
+            let in_time = file.erase_after.is_none_or(|time| time > now());
+            file.ready && in_time && file.record.principal == *principal
+        };
+        let found = shelves.files.get(&id).filter(shown);
+        Box::pin(ready(Ok(found.map(|file| file.record.clone()))))
+    }
+
+    fn due(&self, now: i64, after: Option<Due>, limit: u32) -> BoxFuture<'_, Result<Vec<Due>, Error>> {
+        let shelves = self.shelves();
+        let timed = |(id, file): (&ArtifactId, &File)| file.erase_after.map(|erase_after| Due { erase_after, id: *id });
+        let over = |due: &Due| due.erase_after <= now && after.is_none_or(|after| *due > after);
+        let mut all: Vec<Due> = shelves.files.iter().filter_map(timed).filter(over).collect();
+        all.sort();
+        all.truncate(limit as usize);
+        Box::pin(ready(Ok(all)))
+    }
+
+    fn forget<'a>(&'a self, gone: &'a [Due]) -> BoxFuture<'a, Result<(), Error>> {
+        let mut shelves = self.shelves();
+        for due in gone {
+            let same = |file: &File| file.erase_after == Some(due.erase_after);
+            if shelves.files.get(&due.id).is_some_and(same) {
+                shelves.files.remove(&due.id);
+            }
         }
         Box::pin(ready(Ok(())))
     }

@@ -1,4 +1,4 @@
-//! What is kept: sessions with their messages, and runs with their results.
+//! What is kept: sessions with their messages, runs with their results, and the files that runs made.
 //!
 //! A store knows words, not who asks for them over which wire. Everything that belongs together is written in one
 //! transaction, and what has been acknowledged survives `kill -9`. A new store is one file and one row of [`open`].
@@ -7,17 +7,21 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorCode};
 
+pub mod artifact;
+pub mod blobs;
 pub mod memory;
 pub mod run;
 pub mod session;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+pub use artifact::{ArtifactRecord, ArtifactStore};
+pub use blobs::Blobs;
 pub use run::{RunEnd, RunRecord, RunStatus, RunStore};
 pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, StoredMessage};
 
-/// Sessions and runs together: they are written in the same transactions.
-pub trait Store: SessionStore + RunStore {
+/// Sessions, runs and the records of files together: they are written in the same transactions.
+pub trait Store: SessionStore + RunStore + ArtifactStore {
     /// Whether it can be reached and written to.
     fn ready(&self) -> futures_util::future::BoxFuture<'_, Result<(), Error>>;
     /// Writes what is open and closes it.
@@ -42,6 +46,15 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
             format!("{url:?} is no store; it is sqlite://PATH or memory:"),
         )),
     }
+}
+
+/// Makes a folder that is not there, for the owner only.
+pub(crate) fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
 }
 
 /// The session is not the one that was loaded.

@@ -24,6 +24,8 @@ use crate::{
     error::{Error, ErrorCode},
 };
 
+mod artifacts;
+
 /// How long a write may wait for its turn and for the file's lock.
 const BUSY: Duration = Duration::from_secs(5);
 /// How long a write may take altogether, on a disk that does not answer: longer than it may wait for the file's lock.
@@ -50,6 +52,11 @@ fn migrations() -> Migrator {
             2,
             "model calls",
             include_str!("../../migrations/sqlite/0002_model_calls.sql"),
+        ),
+        simple(
+            3,
+            "artifacts",
+            include_str!("../../migrations/sqlite/0003_artifacts.sql"),
         ),
     ])
 }
@@ -162,6 +169,7 @@ enum Op {
     Expire {
         before: i64,
     },
+    Artifact(artifacts::ArtifactOp),
     /// Nothing, but through the whole road.
     Probe,
 }
@@ -189,7 +197,8 @@ impl Op {
         match self {
             Op::End { turn, .. } => turn.is_some(),
             Op::Create { .. } | Op::Delete { .. } => true,
-            Op::Begin { .. } | Op::Told { .. } | Op::Expire { .. } | Op::Probe => false,
+            // A file's record is on the disk with the turn that tells of it: the log is synced from its beginning.
+            Op::Begin { .. } | Op::Told { .. } | Op::Expire { .. } | Op::Artifact(_) | Op::Probe => false,
         }
     }
 
@@ -282,6 +291,7 @@ impl Op {
                      WHERE r.principal = sessions.principal AND r.session_id = sessions.id AND r.status = 'running')";
                 sqlx::query(idle).bind(before).execute(db).await?
             }
+            Op::Artifact(op) => return op.apply(now, db).await,
             Op::Probe => sqlx::query("UPDATE sessions SET version = version WHERE 0").execute(db).await?,
         };
         Ok(done.rows_affected().cast_signed())
@@ -720,11 +730,7 @@ fn unavailable(what: &str, error: impl std::fmt::Display) -> Error {
 fn lock(path: &str) -> std::io::Result<Option<File>> {
     let path = Path::new(path);
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(folder)?;
+        super::make_private(folder)?;
     }
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");

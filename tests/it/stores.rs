@@ -3,9 +3,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, json};
-use sluicegate::chat::{Answer, Done, FinishKind, Image, Message, Principal, RunId, SessionId, ToolCall, Usage};
+use sluicegate::chat::{
+    Answer, Artifact, ArtifactId, Done, FinishKind, Image, Message, Principal, RunId, SessionId, ToolCall, Usage,
+};
 use sluicegate::error::{Error, ErrorCode};
-use sluicegate::store::{self, Commit, MessageStatus, RunEnd, RunRecord, RunStatus, Session, Store};
+use sluicegate::store::{self, ArtifactRecord, Commit, MessageStatus, RunEnd, RunRecord, RunStatus, Session, Store};
 use tempfile::TempDir;
 
 /// A store, and the folder that goes with it.
@@ -62,6 +64,12 @@ macro_rules! suite {
             what_an_interrupted_run_was_told_is_kept
             idle_sessions_expire_and_busy_ones_do_not
             many_turns_at_once_are_all_there
+            a_file_is_shown_once_its_bytes_are_there
+            a_file_that_was_not_written_in_time_is_due_and_never_shown
+            a_file_goes_with_its_session
+            a_file_without_a_session_has_its_time
+            a_file_of_an_erased_run_is_not_begun
+            what_is_due_is_given_page_by_page
             it_says_that_it_is_ready
         }
     };
@@ -414,6 +422,7 @@ async fn a_run_comes_back_as_it_was(store: &Kept) {
             duration_ms: 12,
             first_token_ms: None,
             history_truncated: true,
+            repaired: true,
         })),
     };
     store
@@ -921,4 +930,149 @@ mod the_file {
         );
         assert_eq!(code(store.ready().await), ErrorCode::StoreUnavailable);
     }
+}
+
+fn record(run: &RunRecord) -> ArtifactRecord {
+    let (name, media_type) = ("Résumé \"1\".txt".to_owned(), "text/plain".to_owned());
+    ArtifactRecord {
+        artifact: Artifact::new(ArtifactId::generate(), name, media_type, 5, "ab".repeat(32)),
+        principal: run.principal.clone(),
+        session_id: Some(run.session_id.clone()),
+        run_id: run.id,
+        created_at: 7,
+    }
+}
+
+fn soon() -> i64 {
+    jiff::Timestamp::now().as_millisecond() + 600_000
+}
+
+/// The record as its owner sees it.
+async fn shown(store: &Kept, record: &ArtifactRecord) -> Option<ArtifactRecord> {
+    let stranger = Principal::named("bob");
+    assert_eq!(store.artifact(&stranger, record.artifact.id).await.unwrap(), None);
+    store.artifact(&record.principal, record.artifact.id).await.unwrap()
+}
+
+/// Which are due by then.
+async fn due_by(store: &Kept, time: i64) -> Vec<ArtifactId> {
+    let due = store.due(time, None, 100).await.unwrap();
+    due.into_iter().map(|due| due.id).collect()
+}
+
+async fn a_file_is_shown_once_its_bytes_are_there(store: &Kept) {
+    let run = run(&ada(), &id("s"), 1);
+    store.begin(&run, "u").await.unwrap();
+    let file = record(&run);
+    assert!(!store.keep(&file, None).await.unwrap(), "nobody has announced it");
+    assert!(store.announce(&file, soon()).await.unwrap());
+    assert_eq!(shown(store, &file).await, None);
+    assert!(store.keep(&file, None).await.unwrap());
+    assert_eq!(shown(store, &file).await, Some(file.clone()));
+    assert!(!store.keep(&file, Some(0)).await.unwrap(), "it is kept already");
+    assert_eq!(due_by(store, i64::MAX).await, [], "it is kept with its session");
+}
+
+async fn a_file_that_was_not_written_in_time_is_due_and_never_shown(store: &Kept) {
+    let run = run(&ada(), &id("s"), 1);
+    store.begin(&run, "u").await.unwrap();
+    let file = record(&run);
+    assert!(store.announce(&file, 1000).await.unwrap());
+    assert!(!store.keep(&file, None).await.unwrap(), "its time is over");
+    assert_eq!(shown(store, &file).await, None);
+    assert_eq!(due_by(store, 999).await, []);
+    assert_eq!(due_by(store, 1000).await, [file.artifact.id]);
+}
+
+async fn a_file_goes_with_its_session(store: &Kept) {
+    let (this, other) = (run(&ada(), &id("s"), 1), run(&ada(), &id("t"), 1));
+    let foreign = run(&Principal::named("bob"), &id("s"), 1);
+    let mut files = Vec::new();
+    for run in [&this, &other, &foreign] {
+        store.begin(run, "u").await.unwrap();
+        files.push(record(run));
+        store.announce(files.last().unwrap(), soon()).await.unwrap();
+        assert!(store.keep(files.last().unwrap(), None).await.unwrap());
+    }
+    let pending = record(&this);
+    assert!(store.announce(&pending, soon()).await.unwrap());
+
+    store.delete(&ada(), &id("s")).await.unwrap();
+    assert_eq!(shown(store, &files[0]).await, None);
+    assert_eq!(shown(store, &files[1]).await, Some(files[1].clone()));
+    assert!(
+        store
+            .artifact(&foreign.principal, files[2].artifact.id)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let now = jiff::Timestamp::now().as_millisecond();
+    assert_eq!(due_by(store, now).await, [files[0].artifact.id]);
+
+    // One that is being written may still get its bytes: it is due later, and never shown.
+    assert!(!store.keep(&pending, None).await.unwrap());
+    assert_eq!(due_by(store, soon()).await, [files[0].artifact.id, pending.artifact.id]);
+    let due = store.due(soon(), None, 100).await.unwrap();
+    store.forget(&due).await.unwrap();
+    assert_eq!(due_by(store, i64::MAX).await, []);
+
+    // Sessions that expire take theirs along too. A run that never ended keeps its session.
+    store.end(other.id, RunStatus::Completed, &end(2), None).await.unwrap();
+    assert_eq!(store.expire(i64::MAX).await.unwrap(), 1);
+    assert_eq!(due_by(store, now).await, [files[1].artifact.id]);
+}
+
+async fn a_file_without_a_session_has_its_time(store: &Kept) {
+    let unstored = run(&ada(), &id("s"), 1);
+    let (file, over) = (
+        ArtifactRecord {
+            session_id: None,
+            ..record(&unstored)
+        },
+        ArtifactRecord {
+            session_id: None,
+            ..record(&unstored)
+        },
+    );
+    for (file, until) in [(&file, soon()), (&over, 1000)] {
+        assert!(store.announce(file, soon()).await.unwrap());
+        assert!(store.keep(file, Some(until)).await.unwrap());
+    }
+    assert_eq!(shown(store, &file).await, Some(file.clone()));
+    assert_eq!(shown(store, &over).await, None);
+    assert_eq!(due_by(store, 1000).await, [over.artifact.id]);
+    assert_eq!(due_by(store, soon()).await, [over.artifact.id, file.artifact.id]);
+}
+
+async fn a_file_of_an_erased_run_is_not_begun(store: &Kept) {
+    let erased = run(&ada(), &id("s"), 1);
+    store.begin(&erased, "u").await.unwrap();
+    store.delete(&ada(), &id("s")).await.unwrap();
+    store.begin(&run(&ada(), &id("s"), 2), "u").await.unwrap(); // another session of the same id
+    assert!(!store.announce(&record(&erased), soon()).await.unwrap());
+    assert_eq!(due_by(store, i64::MAX).await, []);
+}
+
+async fn what_is_due_is_given_page_by_page(store: &Kept) {
+    let unstored = run(&ada(), &id("s"), 1);
+    for number in 0..5 {
+        let file = ArtifactRecord {
+            session_id: None,
+            ..record(&unstored)
+        };
+        assert!(store.announce(&file, 1000 + number / 2).await.unwrap());
+    }
+    let all = store.due(2000, None, 100).await.unwrap();
+    assert_eq!(all.len(), 5);
+    assert!(all.is_sorted());
+    let first = store.due(2000, None, 2).await.unwrap();
+    let rest = store.due(2000, first.last().copied(), 100).await.unwrap();
+    assert_eq!([first.clone(), rest].concat(), all);
+    let mut changed = first[0];
+    changed.erase_after += 1;
+    store.forget(&[changed, first[1]]).await.unwrap();
+    let left = store.due(2000, None, 100).await.unwrap();
+    assert_eq!(left.len(), 4, "what changed since it was seen is left alone");
+    assert!(left.contains(&first[0]));
 }

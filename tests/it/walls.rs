@@ -25,7 +25,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "run",
-        "agent chat error provider store",
+        "agent chat error provider store tool",
         "an agent at work, its log, and the turn it leaves; it does not know who reads it",
     ),
     (

@@ -127,6 +127,8 @@ impl Gateway {
 listen = "127.0.0.1:0"
 [store]
 url = "sqlite://{folder}/sluicegate.db"
+[artifacts]
+url = "file://{folder}/artifacts"
 [providers.openai]
 kind = "openai"
 base_url = "http://{upstream}/v1"
