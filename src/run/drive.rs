@@ -10,7 +10,7 @@ use crate::{
         self, Agent, Kit, Turn,
         step::{Bounds, Candidate},
     },
-    chat::{Answer, Done, Event},
+    chat::{Answer, Artifact, Done, Event},
     error::{Error, ErrorCode},
     store::{Commit, MessageStatus, RunEnd, RunStatus},
     tool::{Offer, ToolContext},
@@ -70,7 +70,7 @@ impl Runs {
             stopped = self.stopped(&run) => Err(stopped),
         };
         // Boxed, because a run waits for its model most of its life, and need not hold room for its end meanwhile.
-        Box::pin(self.conclude(&run, driven, outcome)).await;
+        Box::pin(self.conclude(&run, driven, shelf.kept(), outcome)).await;
         self.registry.finished(&run);
     }
 
@@ -89,7 +89,13 @@ impl Runs {
 
     /// Writes the turn, lets go of the session, and says how it ended: in this order, so that `done` means committed,
     /// and whoever reads it can go on with the session at once.
-    async fn conclude(&self, run: &Run, mut driven: Driven, outcome: Result<(), (RunStatus, Error)>) {
+    async fn conclude(
+        &self,
+        run: &Run,
+        mut driven: Driven,
+        files: Vec<Artifact>,
+        outcome: Result<(), (RunStatus, Error)>,
+    ) {
         let turn = &mut driven.turn;
         turn.close("The run was stopped before this call was made.");
         let (status, error) = match outcome {
@@ -118,6 +124,7 @@ impl Runs {
             });
         let committed = commit.is_some();
         let mut done = result(run, &driven.turn, driven.truncated, status == RunStatus::Completed);
+        done.answer.artifact_files = files;
         let end = RunEnd {
             ended_at: jiff::Timestamp::now().as_millisecond(),
             last_seq: Some(run.log.next_seq()),
