@@ -20,6 +20,7 @@ mod front_door;
 mod settings;
 mod walls;
 
+mod artifacts;
 mod browser;
 mod process;
 mod runs;

@@ -153,6 +153,10 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ("[runs]\nmax_output = \"-1MiB\"", "runs.max_output"),
         ("[runs]\nmax_output = \"0\"", "runs.max_output"),
         ("[runs]\nmax_output = \"5GiB\"", "runs.max_output"),
+        ("[artifacts]\nmax_size = \"0\"", "artifacts.max_size"),
+        ("[artifacts]\nmax_size = \"2GiB\"", "artifacts.max_size"),
+        ("[artifacts]\nmax_per_run = -1", "artifacts.max_per_run"),
+        ("[artifacts]\nmax_per_rum = 1", "artifacts.max_per_run"),
         ("[runs]\non_cancel = \"canary-7f3a\"", "runs.on_cancel"),
         ("[server]\nlisten = \"canary-7f3a\"", "server.listen"),
         ("[server]\nmax_headers = \"canary-7f3a\"", "server.max_headers"),
@@ -937,4 +941,55 @@ fn every_provider_is_found_by_its_usual_variables() {
             .unwrap();
         assert_eq!(found.base_url, url, "{env:?}");
     }
+}
+
+#[test]
+fn files_are_kept_where_the_settings_say() {
+    let settings = from_env(&[]);
+    assert_eq!(settings.artifacts_url, "file://data/artifacts");
+    assert_eq!(
+        (settings.artifacts.max_size, settings.artifacts.max_per_run),
+        (10 << 20, 20)
+    );
+    for (url, fine) in [
+        ("file:///tmp/files", true),
+        ("memory:", true),
+        ("s3://bucket/prefix", true),
+        ("file://", false),
+        ("ftp://host/files", false),
+        ("https://example.com/files", false),
+        ("s3://key:canary-7f3a@bucket", false),
+    ] {
+        let settings = from_env(&[
+            ("SLUICEGATE__ARTIFACTS__URL", url),
+            ("AWS_REGION", "eu-central-1"),
+            ("AWS_SECRET_ACCESS_KEY", CANARY),
+            ("AWS_ACCESS_KEY_ID", "id"),
+        ]);
+        match sluicegate::app::check(&settings) {
+            Ok(()) => assert!(fine, "{url}"),
+            Err(error) => {
+                assert!(!fine && error.to_string().contains("artifacts.url"), "{url}: {error}");
+                assert!(!error.to_string().contains(CANARY), "{error}");
+            }
+        }
+        assert!(!format!("{settings:?}").contains(CANARY) || url.contains(CANARY));
+    }
+}
+
+#[test]
+fn a_cloud_is_told_of_clouds_and_not_of_models() {
+    let settings = from_env(&[
+        ("AWS_REGION", "eu-central-1"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "files"),
+        ("GOOGLE_SERVICE_ACCOUNT", "/key.json"),
+        ("AZURE_OPENAI_API_KEY", CANARY),
+        ("GOOGLE_API_KEY", CANARY),
+        ("PATH", "/bin"),
+    ]);
+    let told: Vec<_> = settings.cloud.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        told,
+        ["AWS_REGION", "AZURE_STORAGE_ACCOUNT_NAME", "GOOGLE_SERVICE_ACCOUNT"]
+    );
 }
