@@ -46,6 +46,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         .map_err(|e| config_error(format!("cannot listen on {listen_at}: {e}")))?;
     let address = listener.local_addr().map_err(Error::internal)?;
     introduce(&settings, &agents, address);
+    tools.begin().await;
 
     let runs = Runs::new(agents, providers, tools, store, artifacts, settings.runs);
     let front = Front {

@@ -16,8 +16,9 @@ pub enum LogFormat {
 /// # Errors
 /// A filter that is none, or a log that has begun already.
 pub fn begin(format: LogFormat, filter: &str) -> Result<(), String> {
+    // This library logs what MCP servers say, and addresses with their queries; what matters of it we say ourselves.
     let filter = EnvFilter::builder()
-        .parse(filter)
+        .parse(format!("rmcp=off,{filter}"))
         .map_err(|e| format!("log.filter: {e}"))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, List, Secret, Size, Time, expand, wrong};
 use crate::tool::{HttpToolSettings, McpSettings, McpTransport, ToolSettings};
 
+/// What a child sees of the gateway's own environment: what programs need to run at all. The keys of the providers are in
+/// there too, and those are not for it.
+const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ToolsTree {
@@ -148,7 +152,13 @@ fn mcp_server(
         (Some(command), None) if tree.headers.is_empty() => McpTransport::Child {
             command: command.clone(),
             args: tree.args.0.clone(),
-            env: secrets(&tree.env, &at("env"), environment)?,
+            env: {
+                let told = secrets(&tree.env, &at("env"), environment)?;
+                let needed = INHERITED
+                    .iter()
+                    .filter_map(|name| Some(((*name).to_owned(), environment.get(*name)?.clone().into())));
+                needed.chain(told).collect()
+            },
         },
         (None, Some(url)) if tree.args.is_empty() && tree.env.is_empty() => McpTransport::Http {
             url: url::Url::parse(url)

@@ -2,7 +2,7 @@
 //!
 //! A tool gets arguments that were parsed strictly and fit its schema, and gives back words for the model and perhaps
 //! files. It knows neither the model nor who asked. Whatever goes wrong in it is an error for the model, never the end of
-//! a run. A new built-in tool is one file and one row of [`BUILT_IN`].
+//! a run. A new built-in tool is one file and one row of `BUILT_IN`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,6 +31,9 @@ mod write_file;
 pub use guard::Guard;
 pub use http::HttpToolSettings;
 pub use mcp::{McpSettings, McpTransport};
+
+/// How long the gateway's start waits for MCP servers.
+const LISTING: Duration = Duration::from_secs(5);
 
 /// Something that a model can call.
 pub trait Tool: Send + Sync {
@@ -184,7 +187,7 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Makes them, and begins to start the MCP servers.
+    /// Makes them; MCP servers have no tools until they are [begun](Tools::begin).
     ///
     /// # Errors
     /// Whatever is wrong with the settings, with the name of the setting.
@@ -210,7 +213,7 @@ impl Tools {
             let name = one.name.clone();
             servers.insert(
                 name.clone(),
-                mcp::Server::start(one).map_err(|e| format!("mcp.{name}: {e}"))?,
+                mcp::Server::new(one).map_err(|e| format!("mcp.{name}: {e}"))?,
             );
         }
         Ok(Self { fixed, servers })
@@ -271,6 +274,13 @@ impl Tools {
         }
         rename(&mut all);
         all
+    }
+
+    /// Starts the MCP servers, and waits until each has listed its tools or failed to, but not for long: one that comes
+    /// later is there from then on.
+    pub async fn begin(&self) {
+        let all = self.servers.values().map(mcp::Server::begin);
+        let _ = tokio::time::timeout(LISTING, futures_util::future::join_all(all)).await;
     }
 
     /// Stops the MCP servers, and waits until they have.

@@ -624,7 +624,11 @@ fn what_the_default_file_shows_is_taken() {
         }
     }
     let tables: Vec<_> = shown.keys().copied().collect();
-    assert_eq!(tables.len(), 2, "[providers.NAME] and [agents.NAME]: {tables:?}");
+    assert_eq!(
+        tables.len(),
+        4,
+        "providers, HTTP tools, MCP servers, agents: {tables:?}"
+    );
     for (table, lines) in shown {
         let mut tried = 0;
         for line in lines {
@@ -648,6 +652,13 @@ fn what_the_default_file_shows_is_taken() {
                 let needed = match table {
                     "[providers.NAME]" if !setting.starts_with("kind") => "kind = \"openai\"",
                     "[agents.NAME]" if !setting.starts_with("model") => "model = \"demo/guide\"",
+                    "[tools.http.NAME]" if setting.starts_with("url") => "description = \"x\"",
+                    "[tools.http.NAME]" if setting.starts_with("description") => "url = \"https://example.com\"",
+                    "[tools.http.NAME]" => "description = \"x\"\nurl = \"https://example.com\"",
+                    "[mcp.NAME]" if setting.starts_with("args") || setting.starts_with("env") => "command = \"x\"",
+                    "[mcp.NAME]" if !setting.starts_with("command") && !setting.starts_with("url") => {
+                        "url = \"https://example.com\""
+                    }
                     _ => "",
                 };
                 let toml = format!("[providers.openai]\nkind = \"openai\"\n{table}\n{needed}\n{setting}\n");

@@ -19,8 +19,18 @@ const WALLS: &[(&str, &str, &str)] = &[
         "it keeps what was said, and does not know who said it to whom",
     ),
     (
+        "schema",
+        "",
+        "one file knows what a JSON Schema is, and fetches nothing",
+    ),
+    (
+        "tool",
+        "chat schema",
+        "a tool gets arguments and gives back words; it knows neither the model nor who asked",
+    ),
+    (
         "agent",
-        "chat error provider",
+        "chat error provider schema tool",
         "it asks models in rounds; it is told a history, and does not fetch one",
     ),
     (
@@ -35,12 +45,12 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "config",
-        "agent chat http provider run telemetry",
+        "agent chat http provider run telemetry tool",
         "it makes the settings of all that has some",
     ),
     (
         "app",
-        "agent config error http provider run store",
+        "agent config error http provider run store tool",
         "it puts the house together",
     ),
     ("shutdown", "app", "it stops what was put together"),

@@ -20,9 +20,6 @@ use tokio::{
 
 use super::plain;
 
-/// What a child sees of the gateway's own environment: what programs need to run at all. The keys of the providers are
-/// in there too, and those are not for it.
-const ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 /// How long it may take to go after its standard input was closed.
 const MANNERS: Duration = Duration::from_secs(2);
 /// How long it may take to go after it was asked to terminate.
@@ -50,11 +47,6 @@ impl Child {
     ) -> Result<(Self, ChildStdout, ChildStdin), String> {
         let mut new = Command::new(command);
         new.args(args).env_clear();
-        for name in ENVIRONMENT {
-            if let Some(value) = std::env::var_os(name) {
-                new.env(name, value);
-            }
-        }
         for (name, value) in env {
             new.env(name, value.expose_secret());
         }

@@ -50,7 +50,7 @@ pub enum McpTransport {
         command: PathBuf,
         /// Its arguments.
         args: Vec<String>,
-        /// Its environment, beside the few variables that every program needs.
+        /// Its whole environment.
         env: BTreeMap<String, SecretString>,
     },
     /// Streamable HTTP.
@@ -93,12 +93,17 @@ mod absent {
 
     impl Server {
         /// Says that there is none.
-        pub(in crate::tool) fn start(_settings: McpSettings) -> Result<Self, String> {
+        pub(in crate::tool) fn new(_settings: McpSettings) -> Result<Self, String> {
             Err("this build has no MCP: it was made without the cargo feature \"mcp\"".into())
         }
 
         /// Never called.
         pub(in crate::tool) fn offers(&self) -> Arc<[Offer]> {
+            match self.0 {}
+        }
+
+        /// Never called.
+        pub(in crate::tool) async fn begin(&self) {
             match self.0 {}
         }
 

@@ -3,7 +3,12 @@
 //! What was listed stays on offer while the server is down, so that a conversation's tools do not change under it; calls
 //! then fail with a sentence for the model.
 
-use std::{future::pending, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use rmcp::{Peer, RoleClient};
@@ -35,22 +40,28 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// A server and what is known of its tools.
 pub(in crate::tool) struct Server {
     offers: watch::Receiver<Arc<[Offer]>>,
+    /// Cancelled: it has listed its tools, or failed to, once.
+    tried: CancellationToken,
     stop: CancellationToken,
-    owner: TaskTracker,
+    /// Until it begins.
+    owner: Mutex<Option<Owner>>,
+    task: TaskTracker,
 }
 
 impl Server {
-    /// Begins to start it, and goes on trying for as long as the gateway lives. Must be called within a runtime.
+    /// A server that has not begun.
     ///
     /// # Errors
     /// What is wrong with the settings.
-    pub(in crate::tool) fn start(settings: McpSettings) -> Result<Self, String> {
+    pub(in crate::tool) fn new(settings: McpSettings) -> Result<Self, String> {
         let way = Way::new(settings.transport)?;
         let (offers, seen) = watch::channel(Arc::from([]));
         let (line, callers) = watch::channel(None);
         let name: Arc<str> = settings.name.into();
         let doubt = Arc::new(Notify::new());
+        let tried = CancellationToken::new();
         let owner = Owner {
+            tried: tried.clone(),
             catalogue: Catalogue::new(name.clone(), callers, doubt.clone()),
             name,
             way,
@@ -63,14 +74,24 @@ impl Server {
             up_since: None,
             condition: Condition::New,
         };
-        let server = Self {
+        Ok(Self {
             offers: seen,
+            tried,
             stop: CancellationToken::new(),
-            owner: TaskTracker::new(),
-        };
-        server.owner.spawn(owner.live(server.stop.clone()));
-        server.owner.close();
-        Ok(server)
+            owner: Mutex::new(Some(owner)),
+            task: TaskTracker::new(),
+        })
+    }
+
+    /// Begins to start it, and goes on trying for as long as the gateway lives. Must be called within a runtime. Ready
+    /// when it has listed its tools, or failed to, for the first time.
+    pub(in crate::tool) async fn begin(&self) {
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(owner) = owner {
+            self.task.spawn(owner.live(self.stop.clone()));
+            self.task.close();
+        }
+        self.tried.cancelled().await;
     }
 
     /// Its tools, as they were listed last; none before the first time.
@@ -81,7 +102,8 @@ impl Server {
     /// Stops it, and waits until it has.
     pub(in crate::tool) async fn stop(&self) {
         self.stop.cancel();
-        self.owner.wait().await;
+        self.task.close();
+        self.task.wait().await;
     }
 }
 
@@ -113,6 +135,7 @@ struct Owner {
     offers: watch::Sender<Arc<[Offer]>>,
     up_since: Option<Instant>,
     condition: Condition,
+    tried: CancellationToken,
 }
 
 impl Owner {
@@ -252,6 +275,7 @@ impl Owner {
             _ => tracing::info!(server, tools, "The MCP server {server} started with {tools} tools"),
         }
         self.condition = Condition::Up;
+        self.tried.cancel();
     }
 
     fn say_down(&mut self, why: &str, next: Duration) {
@@ -269,5 +293,6 @@ impl Owner {
             ),
         }
         self.condition = Condition::Down;
+        self.tried.cancel();
     }
 }

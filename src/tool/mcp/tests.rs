@@ -12,6 +12,7 @@ use std::{
 };
 
 use axum::{Json, http::StatusCode, response::IntoResponse};
+use futures_util::FutureExt as _;
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -44,11 +45,20 @@ fn child(mode: &str, folder: &TempDir) -> McpTransport {
     McpTransport::Child {
         command: "python3".into(),
         args: vec!["-c".into(), include_str!("scripted.py").into(), mode.into()],
-        env: BTreeMap::from([(
-            "LOG".into(),
-            SecretString::from(folder.path().join("log").to_str().unwrap()),
-        )]),
+        env: BTreeMap::from([
+            ("PATH".into(), SecretString::from(env!("PATH"))),
+            (
+                "LOG".into(),
+                SecretString::from(folder.path().join("log").to_str().unwrap()),
+            ),
+        ]),
     }
+}
+
+fn begun(settings: McpSettings) -> Server {
+    let server = Server::new(settings).unwrap();
+    assert!(server.begin().now_or_never().is_none(), "nothing is listed at once");
+    server
 }
 
 impl Scripted {
@@ -60,7 +70,7 @@ impl Scripted {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings(child(mode, &folder));
         change(&mut settings);
-        let server = Server::start(settings).unwrap();
+        let server = begun(settings);
         Self { server, folder }
     }
 
@@ -317,7 +327,7 @@ async fn a_command_that_does_not_exist_is_tried_again_and_stops_at_once() {
         args: Vec::new(),
         env: BTreeMap::new(),
     });
-    let server = Server::start(settings).unwrap();
+    let server = begun(settings);
     tokio::task::yield_now().await;
     assert!(server.offers().is_empty());
     server.stop().await;
@@ -330,7 +340,7 @@ async fn settings_that_cannot_be_are_refused_at_the_start() {
             url: url.parse().unwrap(),
             headers: BTreeMap::from([(name.to_owned(), SecretString::from(value))]),
         };
-        Server::start(settings(transport)).err().unwrap()
+        Server::new(settings(transport)).err().unwrap()
     };
     assert!(http("ftp://x/", "a", "b").starts_with("url: "));
     assert!(http("http://x/", "mcp-session-id", "b").starts_with("headers.mcp-session-id: "));
@@ -399,7 +409,7 @@ fn http(url: url::Url) -> McpSettings {
 #[tokio::test]
 async fn a_server_over_http_is_called_with_its_headers_and_a_huge_answer_is_not_read() {
     let url = over_http(Arc::default()).await;
-    let server = Server::start(http(url)).unwrap();
+    let server = begun(http(url));
     until(|| !server.offers().is_empty()).await;
     assert_eq!(names(&server), ["big", "hi"]);
     let offers = server.offers();
@@ -413,7 +423,7 @@ async fn a_server_over_http_is_called_with_its_headers_and_a_huge_answer_is_not_
 async fn a_server_over_http_that_sends_elsewhere_is_not_followed_and_comes_back() {
     let astray = Arc::new(AtomicUsize::new(1));
     let url = over_http(astray.clone()).await;
-    let server = Server::start(http(url)).unwrap();
+    let server = begun(http(url));
     until(|| astray.load(Ordering::SeqCst) > 2).await;
     assert!(server.offers().is_empty());
     astray.store(0, Ordering::SeqCst);
