@@ -12,6 +12,8 @@ mod gemini;
 mod house;
 mod provider;
 mod recorded;
+mod structured;
+mod tools;
 mod upstream_faults;
 
 mod bad_requests;

@@ -1,6 +1,7 @@
 //! The house in which the stories play: bytes at both ends, and the gateway between them.
 //!
-//! * [`script`]: what a provider says, in which pieces, and how it breaks off ([`Script`], [`Gate`]); the words of a dialect in [`openai`].
+//! * [`script`]: what a provider says, in which pieces, and how it breaks off ([`Script`], [`Gate`]); the words of OpenAI in [`openai`].
+//! * [`dialect`]: the same round of a model in the bytes of every provider ([`Dialect`]).
 //! * [`upstream`]: the provider that plays it and remembers what it was asked ([`Upstream`]).
 //! * [`gateway`]: the gateway, inside the test ([`Gateway`]) or as the real program ([`Process`]).
 //! * [`client`]: a client that sends every byte as told ([`post`], [`get`], [`delete`], [`Call`], [`Connection`]).
@@ -28,6 +29,7 @@
 #![allow(dead_code, reason = "a vocabulary: no story uses every word of it")]
 #![allow(unused_imports, reason = "the doors of the rooms; stories choose")]
 pub(crate) mod client;
+pub(crate) mod dialect;
 pub(crate) mod gateway;
 pub(crate) mod openai;
 pub(crate) mod response;
@@ -39,6 +41,7 @@ pub(crate) mod wire;
 mod tests;
 
 pub(crate) use client::{Call, Connection, Place, delete, get, post};
+pub(crate) use dialect::{Ask, Dialect};
 pub(crate) use gateway::{Gateway, Process};
 pub(crate) use response::{Body, Ending, Response};
 pub(crate) use script::{Framing, Gate, Script, Step};
