@@ -54,6 +54,22 @@ fn heard(model: &Upstream) -> Vec<Value> {
     conversation.iter().map(|m| json!([m["role"], m["content"]])).collect()
 }
 
+/// The tool `count`, which asks this place, and an agent that has it.
+fn counter_settings(counter: &Upstream) -> String {
+    let addr = counter.addr();
+    format!(
+        r#"
+[tools.guard]
+allow = ["127.0.0.0/8"]
+[tools.http.count]
+description = "Counts"
+url = "http://{addr}/count"
+[agents.assistant]
+tools = ["count"]
+"#
+    )
+}
+
 mod asking {
     use super::*;
 
@@ -204,25 +220,14 @@ mod asking {
 
     #[tokio::test]
     async fn tools_and_a_form_go_together() {
-        let weather = Upstream::always(Script::status(200, &[], "7")).await;
-        let addr = weather.addr();
+        let counter = Upstream::always(Script::status(200, &[], "7")).await;
         for dialect in Dialect::ALL {
             let rounds = [
                 dialect.round(&[], &[("c1", "count", json!({}))]),
                 dialect.round(&["{\"n\": 7}"], &[]),
             ];
             let model = Upstream::start(rounds).await;
-            let recipe = dialect.gateway(&model).toml(&format!(
-                r#"
-[tools.guard]
-allow = ["127.0.0.0/8"]
-[tools.http.count]
-description = "Counts"
-url = "http://{addr}/count"
-[agents.assistant]
-tools = ["count"]
-"#
-            ));
+            let recipe = dialect.gateway(&model).toml(&counter_settings(&counter));
             let gateway = recipe.start().await;
             let response = answer(&gateway, wants(closed())).await;
             assert_eq!(response["structured_data"], json!({"n": 7}), "{dialect:?}");
@@ -475,26 +480,58 @@ mod repairing {
     }
 
     #[tokio::test]
+    async fn a_model_that_asks_for_tools_to_the_last_is_asked_for_the_answer() {
+        let counter = Upstream::always(Script::status(200, &[], "7")).await;
+        for dialect in Dialect::ALL {
+            let asks = |id: &str| dialect.round(&[], &[(id, "count", json!({}))]);
+            let rounds = [
+                asks("c1"),
+                asks("c2"),
+                dialect.round(&["{\"n\": 7}"], &[]),
+                dialect.round(&["{\"n\": 8}"], &[]),
+            ];
+            let model = Upstream::start(rounds).await;
+            let recipe = dialect
+                .gateway(&model)
+                .toml(&counter_settings(&counter))
+                .toml("[agents.assistant]\nmax_tool_rounds = 1");
+            let gateway = recipe.start().await;
+            let response = answer(&gateway, wants(closed())).await;
+            assert_eq!(
+                (&response["structured_data"], &response["rounds"]),
+                (&json!({"n": 7}), &json!(3)),
+                "{dialect:?}"
+            );
+            assert_eq!(response["finish_reason"], "stop");
+            let roles: Vec<_> = history(&gateway)
+                .await
+                .iter()
+                .map(|message| message[0].clone())
+                .collect();
+            assert_eq!(
+                roles,
+                ["user", "assistant", "tool", "assistant", "tool", "assistant"],
+                "{dialect:?}"
+            );
+            assert_eq!(
+                answer(&gateway, wants(closed())).await["structured_data"],
+                json!({"n": 8}),
+                "{dialect:?}"
+            );
+        }
+        assert_eq!(counter.calls(), 7);
+    }
+
+    #[tokio::test]
     async fn what_was_said_between_calls_is_kept_when_the_answer_is_repaired() {
         let counter = Upstream::always(Script::status(200, &[], "7")).await;
-        let addr = counter.addr();
         let rounds = [
             Dialect::OpenAi.round(&["I count. "], &[("c1", "count", json!({}))]),
             says(&["Seven."]),
             says(&["{\"n\": 7}"]),
         ];
         let model = Upstream::start(rounds).await;
-        let recipe = Gateway::with(&model).toml(&format!(
-            r#"
-[tools.guard]
-allow = ["127.0.0.0/8"]
-[tools.http.count]
-description = "Counts"
-url = "http://{addr}/count"
-[agents.assistant]
-tools = ["count"]
-"#
-        ));
+        let recipe = Gateway::with(&model).toml(&counter_settings(&counter));
         let gateway = recipe.start().await;
         let response = answer(&gateway, wants(closed())).await;
         assert_eq!(

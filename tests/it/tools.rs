@@ -404,6 +404,69 @@ mod in_every_dialect {
         }
     }
 
+    /// What one provider is told of what another said: nothing that was for that one alone.
+    fn foreign(mut told: Value) -> Value {
+        match &mut told {
+            Value::Object(members) => {
+                members.retain(|name, _| name != "thinking" && name != "thoughtSignature");
+                for name in ["functionCall", "functionResponse"] {
+                    if let Some(Value::Object(inside)) = members.get_mut(name) {
+                        inside.remove("id"); // Google's servers know only their own
+                    }
+                }
+                members.values_mut().for_each(|value| *value = foreign(value.take()));
+            }
+            Value::Array(all) => {
+                all.retain(|one| one["type"] != "thinking" && one["type"] != "reasoning");
+                all.iter_mut().for_each(|one| *one = foreign(one.take()));
+            }
+            _ => {}
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn a_session_with_calls_in_it_goes_on_with_any_other_provider() {
+        let tools = weather().await;
+        let mut models = Vec::new();
+        for dialect in Dialect::ALL {
+            let script = move |request: &Request| {
+                let body = String::from_utf8_lossy(&request.body);
+                let told = ["Oslo", "Paris", "And now?"]
+                    .iter()
+                    .rposition(|word| body.contains(word));
+                rounds(dialect)[told.map_or(0, |at| at + 1)].clone()
+            };
+            models.push((dialect, Upstream::answering(script).await));
+        }
+        let mut recipe = with_weather(Gateway::with(&models[0].1), &tools);
+        for (dialect, model) in &models {
+            recipe = recipe.toml(&dialect.provider(dialect.kind(), model));
+        }
+        let gateway = recipe
+            .toml("[agents.assistant]\nallowed_models = [\"*\"]")
+            .start()
+            .await;
+        for (first, _) in &models {
+            let by = |dialect: Dialect, text: &str| {
+                let (session, model) = (first.kind(), format!("{}/test-model", dialect.kind()));
+                json!({"message": text, "session_id": session, "model": model})
+            };
+            let response = answer(&gateway, by(*first, "Weather?")).await;
+            let results = [0, 1, 2].map(|at| text(&response["tool_calls"][at], "result").to_owned());
+            for (other, model) in models.iter().filter(|(other, _)| other != first) {
+                assert_eq!(answer(&gateway, by(*other, "And now?")).await["content"], "Still.");
+                let heard = other.conversation(&model.requests().pop().expect("a request").json);
+                let expected = foreign(json!(told(*other, &results)[..4].concat()));
+                assert_eq!(
+                    json!(heard[..expected.as_array().map_or(0, Vec::len)]),
+                    expected,
+                    "{first:?}, {other:?}"
+                );
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_round_that_is_cut_anywhere_calls_nothing() {
         for dialect in Dialect::ALL {
@@ -684,6 +747,99 @@ mod calls_that_go_wrong {
     }
 
     #[tokio::test]
+    async fn what_a_tool_says_forms_no_event_and_comes_through_unchanged() {
+        let said = "a\u{2028}b\r\n\r\nevent: done\ndata: {}\n\nid: 1\n\n: hb\n\u{0}\u{202e}é世👩‍👩‍👧\"\\";
+        let tools = Upstream::always(Script::status(
+            200,
+            &[("content-type", "text/plain; charset=utf-8")],
+            said,
+        ))
+        .await;
+        let model = Upstream::start([asks(&[ask("c1", "Oslo")]), says("Well.")]).await;
+        let gateway = gateway(&model, &tools).start().await;
+        let transcript = events(&gateway, question("Weather?")).await;
+        assert_eq!(
+            transcript.kinds(),
+            ["start", "tool_call", "tool_result", "token", "done"]
+        );
+        let result = transcript.events[2].json()["tool_result"]["content"].clone();
+        assert!(text(&json!({ "result": result }), "result").contains(said), "{result}");
+        let heard = Dialect::OpenAi.conversation(&model.requests()[1].json);
+        assert_eq!(heard[2]["content"], result);
+        assert_eq!(history(&gateway).await[2]["content"], result);
+    }
+
+    #[tokio::test]
+    async fn calls_of_an_answer_that_was_cut_by_a_limit_or_a_filter_are_not_made() {
+        for finish in ["length", "content_filter"] {
+            let tools = weather().await;
+            let asked = openai::tool_delta(0, "c1", "weather", r#"{"city":"Oslo"}"#);
+            let cut = Script::sse().role().say("Let me see.").send(asked);
+            let model = Upstream::start([cut.finish(finish).usage(12, 34).done().end(), says("Well.")]).await;
+            let gateway = gateway(&model, &tools).start().await;
+            let transcript = events(&gateway, question("Weather?")).await;
+            assert_eq!(transcript.kinds(), ["start", "token", "done"], "{finish}");
+            assert_eq!(transcript.done()["finish_reason"], finish);
+            let stored = history(&gateway).await;
+            assert_eq!(
+                each(&stored, &["content", "tool_calls"]),
+                [json!(["Weather?", []]), json!(["Let me see.", []])]
+            );
+            answer(&gateway, question("And?")).await;
+            assert_eq!(tools.calls(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn arguments_without_end_are_cut_off() {
+        let tools = weather().await;
+        let begun = Script::sse()
+            .role()
+            .send(openai::tool_delta(0, "c1", "weather", "{\"city\":\""));
+        let more = openai::tool_delta(0, None, None, &"x".repeat(4096));
+        let model = Upstream::always(begun.repeat(more, Duration::ZERO, 100_000)).await;
+        let recipe = gateway(&model, &tools).toml("[runs]\nmax_output = \"64KiB\"");
+        let gateway = recipe.start().await;
+        let refusal = post(&gateway, "/chat", question("Weather?")).await.expect(502).await;
+        assert_eq!(refusal.problem().await, "output_limit");
+        model.closed().await;
+        assert_eq!((model.calls(), tools.calls()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_fails_after_the_calls_fails_the_run_and_the_calls_are_not_made_again() {
+        let tools = weather().await;
+        let first = || asks(&[ask("c1", "Oslo")]);
+        let fails = || Script::status(500, &[], "{}");
+        let model = Upstream::start([first(), fails(), first(), fails(), first(), fails(), says("Well.")]).await;
+        let second = Upstream::always(says("no")).await;
+        let recipe = gateway(&model, &tools).toml(&Dialect::OpenAi.provider("second", &second));
+        let recipe = recipe.toml("[agents.assistant]\nfallbacks = [\"second/test-model\"]");
+        let gateway = recipe.start().await;
+        let refusal = post(&gateway, "/chat", question("Weather?")).await.expect(502).await;
+        assert_eq!(refusal.problem().await, "upstream_error");
+        let transcript = events(&gateway, question("Weather?")).await;
+        assert_eq!(transcript.kinds(), ["start", "tool_call", "tool_result", "error"]);
+        let body = post(&gateway, "/chat/stream", question("Weather?"))
+            .await
+            .expect(200)
+            .await
+            .body()
+            .await;
+        assert!(body.ending.is_aborted() && body.bytes.is_empty(), "{body:?}");
+        assert_eq!((tools.calls(), second.calls()), (3, 0));
+        assert_eq!(history(&gateway).await, [Value::Null; 0]);
+        assert_eq!(answer(&gateway, question("Weather?")).await["content"], "Well.");
+
+        // Where asking again helps, only the model is asked again.
+        let model = Upstream::start([first(), Script::status(503, &[], "{}"), says("Sunny.")]).await;
+        let recipe = super::gateway(&model, &tools).toml("[providers.openai]\nmax_retries = 1");
+        let gateway = recipe.start().await;
+        assert_eq!(answer(&gateway, question("Weather?")).await["content"], "Sunny.");
+        assert_eq!((model.calls(), tools.calls()), (3, 4));
+    }
+
+    #[tokio::test]
     async fn a_tool_s_own_patience_is_the_one_that_counts() {
         let tools = Upstream::always(Script::raw().hang()).await;
         let model = Upstream::start([asks(&[ask("c1", "Oslo")]), says("Well.")]).await;
@@ -758,6 +914,37 @@ mod rounds_without_end {
         assert_eq!(conversation.last(), Some(&json!({"role": "user", "content": "Why?"})));
         assert_well_formed(&conversation);
     }
+}
+
+#[tokio::test]
+async fn a_long_history_loses_whole_turns_calls_and_all() {
+    let long = "x".repeat(8 << 10);
+    let tools = Upstream::always(Script::status(200, &[("content-type", "text/plain")], long)).await;
+    let rounds = [
+        asks(&[ask("c1", "Oslo"), ask("c2", "Paris")]),
+        says("Sunny."),
+        says("Yes."),
+        says("Yes."),
+    ];
+    let model = Upstream::start(rounds).await;
+    let recipe = gateway(&model, &tools).toml("[sessions]\nmax_history_tokens = 1000");
+    let gateway = recipe.start().await;
+    answer(&gateway, question("Weather?")).await;
+    let transcript = events(&gateway, question("And?")).await;
+    assert_ne!(
+        transcript.done()["metadata"]["history_truncated"],
+        true,
+        "the last turn is sent whatever its size"
+    );
+    assert_well_formed(&Dialect::OpenAi.conversation(&model.requests()[2].json));
+    let transcript = events(&gateway, question("Again?")).await;
+    assert_eq!(transcript.done()["metadata"]["history_truncated"], true);
+    let conversation = Dialect::OpenAi.conversation(&model.requests()[3].json);
+    let sent: Vec<_> = conversation.iter().map(|message| text(message, "content")).collect();
+    assert_eq!(sent, ["And?", "Yes.", "Again?"]);
+    let stored = history(&gateway).await;
+    assert_eq!(stored.len(), 9, "what is not sent is still kept");
+    assert_well_formed(&stored);
 }
 
 mod choosing {
@@ -872,6 +1059,26 @@ mod choosing {
     }
 
     #[tokio::test]
+    async fn a_provider_that_cannot_be_made_to_call_says_so() {
+        let (model, tools) = (Upstream::always(says("no")).await, weather().await);
+        let gateway = with_weather(Dialect::Ollama.gateway(&model), &tools).start().await;
+        for choice in [json!("required"), json!({"name": "weather"})] {
+            let body = json!({"message": "Weather?", "tool_choice": choice});
+            let problem = post(&gateway, "/chat", body)
+                .await
+                .expect(422)
+                .await
+                .problem_object()
+                .await;
+            assert_eq!(
+                (&problem["code"], &problem["field"]),
+                (&json!("field_invalid"), &json!("tool_choice"))
+            );
+        }
+        assert_eq!(model.calls(), 0);
+    }
+
+    #[tokio::test]
     async fn an_agent_s_tools_are_listed() {
         let (model, tools) = (Upstream::always(says("no")).await, weather().await);
         let recipe = gateway(&model, &tools).toml(
@@ -971,6 +1178,31 @@ mod stopping {
     }
 
     #[tokio::test]
+    async fn a_cancel_among_the_arguments_keeps_the_words_and_calls_nothing() {
+        let (gate, tools) = (Gate::new("half the arguments"), weather().await);
+        let asked = openai::tool_delta(0, "c1", "weather", r#"{"city":"Os"#);
+        let script = Script::sse()
+            .role()
+            .say("Let me see.")
+            .send(asked)
+            .wait(&gate)
+            .complete();
+        let model = Upstream::start([script, says("Sunny.")]).await;
+        let gateway = gateway(&model, &tools).start().await;
+        let mut reply = post(&gateway, "/chat/sse", question("Weather?")).await;
+        let run = reply.next_event_named("token").await.run_id;
+        gate.reached().await;
+        let cancel = Call::post(&format!("/runs/{run}/cancel")).to(&gateway).await;
+        cancel.expect(200).await;
+        model.closed().await;
+        assert_eq!(reply.transcript().await.codes(), ["cancelled"]);
+        let kept = [json!(["user", "Weather?", []]), json!(["assistant", "Let me see.", []])];
+        assert_eq!(each(&history(&gateway).await, &["role", "content", "tool_calls"]), kept);
+        answer(&gateway, question("And?")).await;
+        assert_eq!((model.calls(), tools.calls()), (2, 0));
+    }
+
+    #[tokio::test]
     async fn a_cancel_closes_the_tools_and_answers_their_calls() {
         let (model, tools) = (model().await, stuck().await);
         let gateway = patient(gateway(&model, &tools)).start().await;
@@ -1012,7 +1244,7 @@ mod stopping {
     #[tokio::test]
     async fn a_deadline_closes_the_tools_and_leaves_the_session_alone() {
         let (model, tools) = (model().await, stuck().await);
-        let recipe = patient(gateway(&model, &tools)).toml("[runs]\ndeadline = \"1s\"");
+        let recipe = patient(gateway(&model, &tools)).toml("[runs]\ndeadline = \"2s\"");
         let gateway = recipe.start().await;
         let (reply, _) = halfway(&gateway, question("Weather?"), &tools).await;
         tools.closed().await;

@@ -40,22 +40,26 @@ impl Dialect {
         }
     }
 
-    /// A gateway whose agent asks the model `model/test-model` of this kind, at this place.
-    pub(crate) fn gateway(self, upstream: &Upstream) -> Recipe {
+    /// The settings of a provider of this kind, at this place.
+    pub(crate) fn provider(self, name: &str, upstream: &Upstream) -> String {
         let path = if matches!(self, Azure | Ollama) { "" } else { "/v1" };
-        Gateway::with(upstream).toml(&format!(
+        format!(
             r#"
-[providers.model]
+[providers.{name}]
 kind = "{}"
 base_url = "http://{}{path}"
 api_key = "test-key"
 default_model = "test-model"
-[agents.assistant]
-model = "model/test-model"
 "#,
             self.kind(),
             upstream.addr()
-        ))
+        )
+    }
+
+    /// A gateway whose agent asks the model `model/test-model` of this kind, at this place.
+    pub(crate) fn gateway(self, upstream: &Upstream) -> Recipe {
+        let recipe = Gateway::with(upstream).toml(&self.provider("model", upstream));
+        recipe.toml("[agents.assistant]\nmodel = \"model/test-model\"")
     }
 
     /// A whole round: these pieces of text, then these calls, with thinking that is wanted back where there are calls and
