@@ -114,12 +114,18 @@ impl Draft {
         Asked {
             call: ToolCall {
                 id: self.id,
-                name: self.name,
+                name: fit(&self.name),
                 arguments: arguments.unwrap_or_default(),
             },
             parsed,
         }
     }
+}
+
+/// A name as every provider takes it back: what a model invents beside its tools would otherwise fail the next round.
+fn fit(name: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    name.chars().take(64).map(fits).collect()
 }
 
 #[cfg(test)]
