@@ -549,8 +549,11 @@ async fn parallel_calls_run_side_by_side_and_are_remembered_in_their_order() {
 mod calls_that_go_wrong {
     use super::*;
 
-    /// A round of OpenAI's in which these tools are called with these texts for arguments.
-    fn raw(calls: &[(&str, &str, &str)]) -> Script {
+    /// A call as a model writes it: its id, the tool, and a text for arguments.
+    type Raw = (&'static str, &'static str, &'static str);
+
+    /// A round of OpenAI's with these calls.
+    fn raw(calls: &[Raw]) -> Script {
         let script = Script::sse().role();
         let calls = calls.iter().enumerate();
         let script = calls.fold(script, |script, (index, (id, name, arguments))| {
@@ -563,7 +566,7 @@ mod calls_that_go_wrong {
     async fn a_call_that_cannot_be_made_gets_an_error_and_the_run_goes_on() {
         let oslo = r#"{"city":"Oslo"}"#;
         // What is asked for; which calls are told, which results are right, how often the tool is called.
-        let rows: [(&str, Vec<(&str, &str, &str)>, Vec<&str>, Vec<bool>, usize); 12] = [
+        let rows: [(&str, Vec<Raw>, Vec<&str>, Vec<bool>, usize); 12] = [
             (
                 "an unknown tool",
                 vec![("c1", "wether", oslo)],
@@ -676,19 +679,111 @@ mod calls_that_go_wrong {
     }
 
     #[tokio::test]
-    async fn of_twenty_calls_in_a_round_sixteen_are_made() {
-        let tools = weather().await;
-        let ids: Vec<_> = (0..20).map(|number| format!("c{number}")).collect();
-        let calls: Vec<_> = ids.iter().map(|id| ask(id, "Oslo")).collect();
-        let model = Upstream::start([asks(&calls), says("Sunny.")]).await;
-        let gateway = gateway(&model, &tools).start().await;
+    async fn of_many_calls_in_a_round_sixteen_are_made() {
+        for many in [20, 1000] {
+            let tools = weather().await;
+            let ids: Vec<_> = (0..many).map(|number| format!("c{number}")).collect();
+            let calls: Vec<_> = ids.iter().map(|id| ask(id, "Oslo")).collect();
+            let model = Upstream::start([asks(&calls), says("Sunny.")]).await;
+            let gateway = gateway(&model, &tools).start().await;
+            let transcript = events(&gateway, question("Weather?")).await;
+            let records = list(&transcript.done()["response"]["tool_calls"]);
+            let expected: Vec<_> = (0..many).map(|number| json!([ids[number], number < 16])).collect();
+            assert_eq!(each(&records, &["id", "ok"]), expected);
+            let count = |name: &str| transcript.kinds().into_iter().filter(|kind| *kind == name).count();
+            assert_eq!(
+                (count("tool_call"), count("tool_result"), tools.calls()),
+                (many, many, 16)
+            );
+            assert_well_formed(&Dialect::OpenAi.conversation(&model.requests()[1].json));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_no_provider_would_take_back_is_not_sent_back() {
+        let long = "x".repeat(200);
+        for dialect in Dialect::ALL {
+            for name in [
+                "functions.weather",
+                "weather<|channel|>commentary",
+                "get weather",
+                "Wetter für\n",
+                &long,
+            ] {
+                let tools = weather().await;
+                let rounds = [
+                    dialect.round(&[], &[("c1", name, json!({}))]),
+                    dialect.round(&["Well."], &[]),
+                ];
+                let model = Upstream::start(rounds).await;
+                let gateway = with_weather(dialect.gateway(&model), &tools).start().await;
+                let response = answer(&gateway, question("Weather?")).await;
+                assert_eq!(
+                    (&response["content"], &response["tool_calls"][0]["ok"]),
+                    (&json!("Well."), &json!(false))
+                );
+                let names = names(&Value::Array(dialect.conversation(&model.requests()[1].json)));
+                let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                let fine = |name: &String| (1..=64).contains(&name.len()) && name.chars().all(fits);
+                assert!(!names.is_empty() && names.iter().all(fine), "{dialect:?}: {names:?}");
+                assert_eq!(tools.calls(), 0);
+            }
+        }
+    }
+
+    /// All names of tools in a conversation.
+    fn names(told: &Value) -> Vec<String> {
+        let own = ["name", "tool_name"]
+            .into_iter()
+            .filter_map(|member| told[member].as_str());
+        let inside: Vec<&Value> = match told {
+            Value::Object(members) => members.values().collect(),
+            Value::Array(all) => all.iter().collect(),
+            _ => Vec::new(),
+        };
+        let own = own.map(str::to_owned);
+        own.chain(inside.into_iter().flat_map(names)).collect()
+    }
+
+    #[tokio::test]
+    async fn an_id_that_comes_again_in_the_next_round_is_another_call_s() {
+        for dialect in Dialect::ALL {
+            let tools = weather().await;
+            let round = |city: &str| dialect.round(&[], &[ask("c1", city)]);
+            let model = Upstream::start([round("Oslo"), round("Rome"), dialect.round(&["Well."], &[])]).await;
+            let gateway = with_weather(dialect.gateway(&model), &tools).start().await;
+            let transcript = events(&gateway, question("Weather?")).await;
+            let records = list(&transcript.done()["response"]["tool_calls"]);
+            let expected = [json!([1, {"city": "Oslo"}, true]), json!([2, {"city": "Rome"}, false])];
+            assert_eq!(each(&records, &["round", "arguments", "ok"]), expected, "{dialect:?}");
+            assert_well_formed(&history(&gateway).await);
+            let told = dialect.conversation(&model.requests()[2].json);
+            let places: Vec<_> = ["Oslo\"", "21 degrees", "Rome\"", "500"]
+                .map(|words| json!(told).to_string().replace("\\\"", "\"").find(words))
+                .into();
+            assert!(
+                places.is_sorted() && places[0].is_some(),
+                "{dialect:?}: {places:?} in {told:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_result_that_is_too_long_is_told_by_its_beginning() {
+        let long = format!("beginning {}", "x".repeat(300 << 10));
+        let tools = Upstream::always(Script::status(200, &[("content-type", "text/plain")], long)).await;
+        let model = Upstream::start([asks(&[ask("c1", "Oslo")]), says("Well.")]).await;
+        let recipe = gateway(&model, &tools).toml("[tools.http.weather]\nmax_result = \"1MiB\"");
+        let gateway = recipe.start().await;
         let transcript = events(&gateway, question("Weather?")).await;
-        let records = list(&transcript.done()["response"]["tool_calls"]);
-        let expected: Vec<_> = (0..20).map(|number| json!([ids[number], number < 16])).collect();
-        assert_eq!(each(&records, &["id", "ok"]), expected);
-        let count = |name: &str| transcript.kinds().into_iter().filter(|kind| *kind == name).count();
-        assert_eq!((count("tool_call"), count("tool_result"), tools.calls()), (20, 20, 16));
-        assert_well_formed(&Dialect::OpenAi.conversation(&model.requests()[1].json));
+        let result = transcript.events[2].json()["tool_result"].clone();
+        assert_eq!((&result["ok"], &result["truncated"]), (&json!(false), &json!(true)));
+        let content = text(&result, "content");
+        assert!(
+            content.contains("beginning xxx") && content.len() < 20 << 10,
+            "{} bytes",
+            content.len()
+        );
     }
 
     #[tokio::test]
@@ -1329,6 +1424,43 @@ async fn a_stream_that_comes_back_among_the_calls_misses_nothing_and_calls_nothi
         .await;
     assert_eq!(rest.kinds(), whole[4..]);
     assert_eq!((model.calls(), tools.calls()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_key_that_comes_again_calls_nothing_again() {
+    let tools = weather().await;
+    let model = Upstream::start([asks(&[ask("c1", "Oslo")]), says("Sunny.")]).await;
+    let gateway = gateway(&model, &tools).start().await;
+    let call = |door: &str| {
+        Call::post(door)
+            .json(&question("Weather?"))
+            .header("Idempotency-Key", "k")
+    };
+    let first = call("/chat/sse")
+        .to(&gateway)
+        .await
+        .expect(200)
+        .await
+        .transcript()
+        .await;
+    let second = call("/chat/sse")
+        .to(&gateway)
+        .await
+        .expect(200)
+        .await
+        .transcript()
+        .await;
+    let data = |transcript: &Transcript| {
+        transcript
+            .events
+            .iter()
+            .map(|event| event.data.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(data(&first), data(&second));
+    let whole = call("/chat").to(&gateway).await.expect(200).await.json().await;
+    assert_eq!(whole, first.done()["response"]);
+    assert_eq!((model.calls(), tools.calls()), (2, 1));
 }
 
 mod facts {
