@@ -562,73 +562,70 @@ mod calls_that_go_wrong {
         script.finish("tool_calls").usage(12, 34).done().end()
     }
 
+    /// What comes of a round of calls.
+    struct Row {
+        what: &'static str,
+        calls: Vec<Raw>,
+        /// The ids of those that are told before they are answered.
+        told: Vec<&'static str>,
+        /// Which of them are made, and answered well.
+        right: Vec<bool>,
+    }
+
+    /// A call that is told, and not made.
+    fn refused(what: &'static str, call: Raw) -> Row {
+        let (calls, told, right) = (vec![call], vec![call.0], vec![false]);
+        Row {
+            what,
+            calls,
+            told,
+            right,
+        }
+    }
+
+    /// A call that is not even told, as its arguments are none.
+    fn untold(what: &'static str, call: Raw) -> Row {
+        let told = Vec::new();
+        Row {
+            told,
+            ..refused(what, call)
+        }
+    }
+
     #[tokio::test]
     async fn a_call_that_cannot_be_made_gets_an_error_and_the_run_goes_on() {
         let oslo = r#"{"city":"Oslo"}"#;
-        // What is asked for; which calls are told, which results are right, how often the tool is called.
-        let rows: [(&str, Vec<Raw>, Vec<&str>, Vec<bool>, usize); 12] = [
-            (
-                "an unknown tool",
-                vec![("c1", "wether", oslo)],
-                vec!["c1"],
-                vec![false],
-                0,
-            ),
-            (
-                "a tool of others",
-                vec![("c1", "calculator", r#"{"expression":"1"}"#)],
-                vec!["c1"],
-                vec![false],
-                0,
-            ),
-            (
-                "half of JSON",
-                vec![("c1", "weather", r#"{"city":"Os"#)],
-                vec![],
-                vec![false],
-                0,
-            ),
-            (
-                "more than JSON",
-                vec![("c1", "weather", r#"{"city":"Oslo"}}"#)],
-                vec![],
-                vec![false],
-                0,
-            ),
-            ("a list", vec![("c1", "weather", r#"["Oslo"]"#)], vec![], vec![false], 0),
-            ("a text", vec![("c1", "weather", r#""Oslo""#)], vec![], vec![false], 0),
-            ("no arguments", vec![("c1", "weather", "")], vec!["c1"], vec![false], 0),
-            ("one missing", vec![("c1", "weather", "{}")], vec!["c1"], vec![false], 0),
-            (
-                "one of another type",
-                vec![("c1", "weather", r#"{"city":7}"#)],
-                vec!["c1"],
-                vec![false],
-                0,
-            ),
-            (
-                "one too many",
-                vec![("c1", "weather", r#"{"city":"Oslo","x":1}"#)],
-                vec!["c1"],
-                vec![false],
-                0,
-            ),
-            (
-                "ids twice",
-                vec![("c1", "weather", oslo), ("c1", "weather", r#"{"city":"Paris"}"#)],
-                vec!["c1", "c1+"],
-                vec![true, true],
-                2,
-            ),
-            (
-                "wrong ones beside a right one",
-                vec![("c1", "wether", "{}"), ("c2", "weather", oslo), ("c3", "weather", "{")],
-                vec!["c1", "c2"],
-                vec![false, true, false],
-                1,
-            ),
+        let rows = [
+            refused("an unknown tool", ("c1", "wether", oslo)),
+            refused("a tool of others", ("c1", "calculator", r#"{"expression":"1"}"#)),
+            refused("no arguments", ("c1", "weather", "")),
+            refused("one missing", ("c1", "weather", "{}")),
+            refused("one of another type", ("c1", "weather", r#"{"city":7}"#)),
+            refused("one too many", ("c1", "weather", r#"{"city":"Oslo","x":1}"#)),
+            untold("half of JSON", ("c1", "weather", r#"{"city":"Os"#)),
+            untold("more than JSON", ("c1", "weather", r#"{"city":"Oslo"}}"#)),
+            untold("a list", ("c1", "weather", r#"["Oslo"]"#)),
+            untold("a text", ("c1", "weather", r#""Oslo""#)),
+            Row {
+                what: "ids twice",
+                calls: vec![("c1", "weather", oslo), ("c1", "weather", r#"{"city":"Paris"}"#)],
+                told: vec!["c1", "c1+"],
+                right: vec![true, true],
+            },
+            Row {
+                what: "wrong ones beside a right one",
+                calls: vec![("c1", "wether", "{}"), ("c2", "weather", oslo), ("c3", "weather", "{")],
+                told: vec!["c1", "c2"],
+                right: vec![false, true, false],
+            },
         ];
-        for (what, calls, told, right, made) in rows {
+        for Row {
+            what,
+            calls,
+            told,
+            right,
+        } in rows
+        {
             let tools = weather().await;
             let model = Upstream::start([raw(&calls), says("Well.")]).await;
             let gateway = gateway(&model, &tools).start().await;
@@ -674,7 +671,7 @@ mod calls_that_go_wrong {
                 .map(|message| text(message, "content"))
                 .collect();
             assert_eq!(heard, results.collect::<Vec<_>>(), "{what}");
-            assert_eq!(tools.calls(), made, "{what}");
+            assert_eq!(tools.calls(), right.iter().filter(|ok| **ok).count(), "{what}");
         }
     }
 
