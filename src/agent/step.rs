@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     chat::{
-        Chunk, Event, Message, ToolCall, ToolCallMade, ToolChoice,
+        Chunk, Event, FinishKind, Message, ToolCall, ToolCallMade, ToolChoice,
         fold::{Asked, Round},
     },
     error::{Error, ErrorCode},
@@ -170,11 +170,14 @@ fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), 
             "The model's answer broke off before its end.",
         ));
     };
-    turn.finish = Some(reason.kind);
+    turn.finish = Some(match reason.kind {
+        FinishKind::ToolCalls if turn.repairing() => FinishKind::Stop, // there is nothing to call, whatever it asks for
+        kind => kind,
+    });
     turn.count(&round);
     let (text, mut asked, carry) = round.complete();
     if turn.repairing() {
-        asked.clear(); // it was told that there is nothing to call
+        asked.clear();
     }
     let calls = asked.iter().map(|a| a.call.clone()).collect();
     turn.request
