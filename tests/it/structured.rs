@@ -523,6 +523,31 @@ mod repairing {
     }
 
     #[tokio::test]
+    async fn a_repair_that_asks_for_tools_gets_none() {
+        let call = ("c1", "count", json!({}));
+        for said in ["{\"n\": 7}", ""] {
+            let counter = Upstream::always(Script::status(200, &[], "7")).await;
+            let repair = Dialect::OpenAi.round(&[said], std::slice::from_ref(&call));
+            let model = Upstream::start([says(&["Seven."]), repair, says(&["no"])]).await;
+            let recipe = Gateway::with(&model).toml(&counter_settings(&counter));
+            let gateway = recipe.start().await;
+            let reply = post(&gateway, "/chat", wants(closed())).await;
+            if said.is_empty() {
+                assert_eq!(reply.expect(502).await.problem().await, "output_invalid");
+            } else {
+                let response = reply.expect(200).await.json().await;
+                assert_eq!(response["structured_data"], json!({"n": 7}));
+                assert_eq!(
+                    (&response["finish_reason"], &response["tool_calls"]),
+                    (&json!("stop"), &json!([]))
+                );
+                assert_eq!(response["messages"][1]["tool_calls"], json!([]));
+            }
+            assert_eq!((model.calls(), counter.calls()), (2, 0));
+        }
+    }
+
+    #[tokio::test]
     async fn what_was_said_between_calls_is_kept_when_the_answer_is_repaired() {
         let counter = Upstream::always(Script::status(200, &[], "7")).await;
         let rounds = [
