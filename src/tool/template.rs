@@ -31,9 +31,9 @@ impl Values<'_> {
         match source {
             Source::Argument(name) => Ok(self.arguments.get(name).filter(|value| !value.is_null())),
             Source::Fact(key) => match self.facts.get(key) {
-                Some(value @ (Value::String(_) | Value::Number(_) | Value::Bool(_))) => Ok(Some(value)),
+                Some(value) if !value.is_null() => Ok(Some(value)),
                 _ => Err(format!(
-                    "the request's context has no string, number or boolean {key:?}, without which this tool cannot be used"
+                    "the request's context has no {key:?}, without which this tool cannot be used"
                 )),
             },
         }
@@ -473,15 +473,15 @@ mod tests {
     fn facts_stand_like_arguments_but_may_not_be_missing() {
         let made = address("https://api.example/{context.tenant}?plan={context.plan}", json!({}));
         assert_eq!(made, Ok("https://api.example/a%2Fb?plan=3".into()));
-        for template in [
-            "https://api.example/?t={context.nobody}",
-            "https://api.example/{context.deep}",
+        for (template, why) in [
+            ("https://api.example/?t={context.nobody}", "request's context has no"),
+            (
+                "https://api.example/{context.deep}",
+                "must be a string, a number or a boolean",
+            ),
         ] {
             let made = address(template, json!({"nobody": "me"}));
-            assert!(
-                made.as_ref().is_err_and(|e| e.contains("request's context has no")),
-                "{made:?}"
-            );
+            assert!(made.as_ref().is_err_and(|e| e.contains(why)), "{made:?}");
         }
         let made = body(
             r#"{"t": {context.tenant}, "p": "{context.plan}"}"#,

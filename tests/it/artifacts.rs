@@ -217,7 +217,12 @@ async fn erasing_a_session_erases_its_files_and_no_others() {
 #[tokio::test]
 async fn a_run_makes_no_more_and_no_larger_files_than_it_may() {
     let large = "x".repeat(11);
-    let asked = [("1", "1"), ("2", large.as_str()), ("3", "3"), ("4", "4")];
+    let asked = [
+        ("1.txt", "1"),
+        ("2.txt", large.as_str()),
+        ("3.txt", "3"),
+        ("4.txt", "4"),
+    ];
     let upstream = Upstream::start([writes(&asked), openai::answer(&["Done"])]).await;
     let limits = "[artifacts]\nmax_size = \"10B\"\nmax_per_run = 2";
     let gateway = with_files(&upstream).toml(limits).start().await;

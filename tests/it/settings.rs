@@ -617,8 +617,10 @@ fn what_the_default_file_shows_is_taken() {
             }
             continue;
         };
-        if line.starts_with('[') && line.ends_with(']') {
+        if line.starts_with('[') && line.ends_with(']') && line.contains("NAME") {
             table = Some(line);
+        } else if line.is_empty() || line.starts_with("Placeholders") {
+            table = None;
         } else if let Some(table) = table {
             shown.entry(table).or_default().push(line);
         }
@@ -643,7 +645,13 @@ fn what_the_default_file_shows_is_taken() {
                     let defaults: toml::Table = DEFAULT.parse().unwrap();
                     words
                         .split(',')
-                        .map(|key| format!("{} = {}", key.trim(), defaults["provider_defaults"][key.trim()]))
+                        .filter_map(|key| {
+                            Some(format!(
+                                "{} = {}",
+                                key.trim(),
+                                defaults["provider_defaults"].get(key.trim())?
+                            ))
+                        })
                         .collect()
                 }
             };

@@ -1495,7 +1495,7 @@ instructions = "Be brief."
         ));
         let gateway = recipe.start().await;
         let mut body = question("Weather?");
-        body["context"] = json!({"tenant": "a b/../ç", "user": {"id": 7}});
+        body["context"] = json!({"tenant": "a b/ç", "user": {"id": 7}});
         assert_eq!(answer(&gateway, body).await["content"], "Sunny.");
 
         let mut requests = tools.requests();
@@ -1504,8 +1504,8 @@ instructions = "Be brief."
             (requests[0].method.as_str(), requests[1].method.as_str()),
             ("GET", "POST")
         );
-        assert_eq!(requests[0].path, "/of/a%20b%2F..%2F%C3%A7/Oslo");
-        let expected = json!({"city": "\"Oslo\"", "user": {"id": 7}, "tenant": "a b/../ç"});
+        assert_eq!(requests[0].path, "/of/a%20b%2F%C3%A7/Oslo");
+        let expected = json!({"city": "\"Oslo\"", "user": {"id": 7}, "tenant": "a b/ç"});
         assert_eq!(requests[1].json, expected);
 
         for request in model.requests() {
@@ -1516,7 +1516,7 @@ instructions = "Be brief."
                 "{instructions}"
             );
             assert!(
-                block.contains("\"tenant\": \"a b/../ç\"") && block.contains("\"id\": 7"),
+                block.contains("\"tenant\": \"a b/ç\"") && block.contains("\"id\": 7"),
                 "{instructions}"
             );
         }
