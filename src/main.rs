@@ -92,10 +92,8 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("no runtime")?;
-    runtime.block_on(async {
-        let gateway = app::serve(settings).await.map_err(|e| anyhow!("{}", e.message))?;
-        shutdown::until_signalled(gateway).await
-    })
+    let start = async { app::serve(settings).await.map_err(|e| anyhow!("{}", e.message)) };
+    runtime.block_on(shutdown::until_signalled(start))
 }
 
 /// `GET /readyz` by hand: the one request that a container's health check makes needs no client.

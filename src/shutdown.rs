@@ -2,12 +2,20 @@
 
 use crate::app::Running;
 
-/// Serves until a signal comes, then stops in order.
+/// Starts a gateway and serves until a signal comes, then stops in order. A signal while it starts gives the start up.
 ///
 /// # Errors
-/// No signal can be waited for, or the gateway's task panicked.
-pub async fn until_signalled(mut gateway: Running) -> anyhow::Result<()> {
+/// The start failed, no signal can be waited for, or the gateway's task panicked.
+pub async fn until_signalled(start: impl Future<Output = anyhow::Result<Running>>) -> anyhow::Result<()> {
+    // Before anything is started: children of its own would outlive a gateway that the signal itself ends.
     let mut signals = Signals::new()?;
+    let mut gateway = tokio::select! {
+        started = start => started?,
+        name = signals.next() => {
+            tracing::info!("{name}: stopped before it had started");
+            return Ok(());
+        }
+    };
     let name = signals.next().await;
     tracing::info!("{name}: stopping; runs that go on may finish, a second signal interrupts them");
     gateway.begin_stop();
