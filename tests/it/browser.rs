@@ -17,7 +17,7 @@ use super::house::*;
 const NODE: Duration = Duration::from_secs(120);
 
 /// Where a program is, if it is installed. Debian keeps servers in sbin.
-fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(PathBuf::from(name)).filter(|path| path.is_file());
     }
@@ -27,7 +27,7 @@ fn program(name: &str) -> Option<PathBuf> {
 }
 
 /// What a story needs, or `None` after saying that it is skipped.
-fn needed<T>(what: &str, found: Option<T>) -> Option<T> {
+pub(crate) fn needed<T>(what: &str, found: Option<T>) -> Option<T> {
     if found.is_none() {
         assert!(
             std::env::var_os("CI").is_none_or(|ci| ci.is_empty()),

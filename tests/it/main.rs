@@ -10,6 +10,7 @@ mod fallbacks;
 mod formats;
 mod gemini;
 mod house;
+mod mcp;
 mod provider;
 mod recorded;
 mod structured;

@@ -76,6 +76,9 @@ def call(id, params):
         return
     if text == "crash":
         os._exit(1)
+    if text == "file":
+        image = {"type": "image", "data": "iVBORw0KGgo=", "mimeType": "image/png"}
+        return say({"id": id, "result": {"content": [{"type": "text", "text": "Here it is."}, image]}})
     if text == "list":
         say({"method": "notifications/tools/list_changed"})
     if text == "ask":

@@ -310,7 +310,7 @@ impl Process {
 }
 
 /// A port that the program can listen on, and that the kernel gives to nobody else as long as the socket is kept.
-fn reserved_port() -> TcpSocket {
+pub(crate) fn reserved_port() -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("a fresh socket");
     socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
