@@ -191,7 +191,11 @@ fn agents(settings: &Settings, providers: &Providers, tools: &Tools) -> Result<A
     if all.contains_key(&default) {
         return Ok(Agents { all, default });
     }
-    Err(format!("default_agent is {default:?}, and there is no such agent"))
+    let names: Vec<&str> = all.keys().map(String::as_str).collect();
+    Err(format!(
+        "default_agent is {default:?}, and there is no such agent; there are: {}",
+        names.join(", ")
+    ))
 }
 
 /// What a person who starts it wants to know: a line each.

@@ -516,7 +516,7 @@ async fn the_variables_and_flags_of_the_program_do_what_they_say() {
         (
             &[("SLUICEGATE__DEFAULT_AGENT", "nobody")],
             &["check-config"],
-            "default_agent",
+            "default_agent is \"nobody\", and there is no such agent; there are: assistant",
         ),
     ] {
         let outcome = program(folder.path(), env, args).await;
