@@ -215,7 +215,11 @@ fn sum(text: &str, lower: &str) -> Option<String> {
         let after_number = run
             .trim_end()
             .ends_with(|c: char| c.is_ascii_digit() || c == ')' || c == '%');
+        let exponent = run.ends_with(|c: char| c.is_ascii_digit())
+            && rest[word.len()..].starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '+');
         match word.to_lowercase().as_str() {
+            // 1e300: the calculator knows no such numbers, and the rest would be another sum.
+            "e" if exponent => return None,
             "of" if run.trim_end().ends_with('%') => run.push_str("of"),
             "plus" if after_number => run.push('+'),
             "minus" if after_number => run.push('-'),
@@ -370,6 +374,7 @@ mod tests {
             ("What is on 2026-11-21?", None),
             ("I am 10!", None),
             ("1, 2, 3", None),
+            ("3 * 2 * 1e300", None),
             ("My name is Ada.", None),
             ("50% - really?", None),
             ("héllo wörld ✓ – and", None),
