@@ -110,6 +110,11 @@ impl Way {
                 if !matches!(url.scheme(), "http" | "https") {
                     return Err("url: must begin with http:// or https://".into());
                 }
+                if !url.username().is_empty() || url.password().is_some() {
+                    return Err(
+                        "url: an address is shown to people and must hold no password; headers are for that".into(),
+                    );
+                }
                 let mut client = reqwest::Client::builder()
                     .redirect(reqwest::redirect::Policy::none())
                     .connect_timeout(CONNECT_TIMEOUT)

@@ -343,6 +343,8 @@ async fn settings_that_cannot_be_are_refused_at_the_start() {
         Server::new(settings(transport)).err().unwrap()
     };
     assert!(http("ftp://x/", "a", "b").starts_with("url: "));
+    let password = http("http://me:secret@x/", "a", "b");
+    assert!(password.starts_with("url: ") && !password.contains("secret"));
     assert!(http("http://x/", "mcp-session-id", "b").starts_with("headers.mcp-session-id: "));
     let secret = http("http://x/", "authorization", "secret\n");
     assert!(secret.starts_with("headers.authorization: ") && !secret.contains("secret\n"));
