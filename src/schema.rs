@@ -29,12 +29,13 @@ pub enum Recursion {
 }
 
 /// Keywords that hold schemas by name.
-const NAMED: [&str; 5] = [
+const NAMED: [&str; 6] = [
     "properties",
     "patternProperties",
     "$defs",
     "definitions",
     "dependentSchemas",
+    "dependencies",
 ];
 
 /// A schema, compiled.
@@ -50,12 +51,14 @@ impl Schema {
         if !matches!(schema, Value::Object(_)) {
             return Err("a schema must be an object".into());
         }
-        if serde_json::to_vec(schema).map_or(usize::MAX, |json| json.len()) > MAX_BYTES {
+        let text = schema.to_string();
+        if text.len() > MAX_BYTES {
             return Err("a schema may have 64 KiB as JSON".into());
         }
         let mut survey = Survey {
             root: schema,
             recursion,
+            id: if text.contains("draft-04") { "id" } else { "$id" },
             known: BTreeMap::new(),
             open: Vec::new(),
         };
@@ -91,6 +94,9 @@ impl Schema {
 struct Survey<'a> {
     root: &'a Value,
     recursion: Recursion,
+    /// What a name is under that a part of the schema gives itself. In draft 4, which a part can be of for itself, it was
+    /// another.
+    id: &'static str,
     /// What references unfold to.
     known: BTreeMap<&'a str, usize>,
     /// References that the walk is inside of.
@@ -113,7 +119,7 @@ impl<'a> Survey<'a> {
                         // Data, not schemas.
                         ("const" | "enum" | "default" | "examples", _) => continue,
                         // A schema with a name of its own has references of its own.
-                        ("$id", Value::String(_)) if !std::ptr::eq(place, self.root) => {
+                        (id, Value::String(_)) if (id == "$id" || id == self.id) && !std::ptr::eq(place, self.root) => {
                             return Err("only the schema itself may have an $id".into());
                         }
                         _ => {}
@@ -254,6 +260,23 @@ mod tests {
             (
                 "under a name",
                 json!({"properties": {"default": {"items": {"$ref": "#"}}}}),
+            ),
+            (
+                "under a name of draft 7",
+                json!({"dependencies": {"default": {"items": {"$ref": "#"}}}}),
+            ),
+            (
+                "elsewhere in draft 4",
+                json!({"$schema": "http://json-schema.org/draft-04/schema#", "definitions": {"a": {}}, "items": {
+                    "id": "http://x/", "$ref": "#/definitions/a", "definitions": {"a": {"items": {"$ref": "#/definitions/a"}}},
+                }}),
+            ),
+            (
+                "elsewhere in a part of draft 4",
+                json!({"definitions": {"a": {}}, "items": {
+                    "$schema": "http://json-schema.org/draft-04/schema#",
+                    "id": "http://x/", "$ref": "#/definitions/a", "definitions": {"a": {"items": {"$ref": "#/definitions/a"}}},
+                }}),
             ),
             (
                 "elsewhere",
