@@ -14,6 +14,8 @@ const MAX_BYTES: usize = 64 << 10;
 const MAX_UNFOLDED: usize = 10_000;
 /// How large a pattern may become, in bytes.
 const MAX_PATTERN: usize = 256 << 10;
+/// How many subschemas times places it may take to say where a value does not fit: each can cost half a kilobyte.
+const MAX_EFFORT: usize = 200_000;
 /// How many differences are told.
 const MAX_TOLD: usize = 5;
 /// How much of one difference is told, in characters.
@@ -40,7 +42,11 @@ const NAMED: [&str; 6] = [
 
 /// A schema, compiled.
 #[derive(Debug)]
-pub struct Schema(Validator);
+pub struct Schema {
+    validator: Validator,
+    /// How many subschemas it unfolds to; `None` if that has no end.
+    weight: Option<usize>,
+}
 
 impl Schema {
     /// Compiles a schema. Nothing is ever fetched.
@@ -59,10 +65,12 @@ impl Schema {
             root: schema,
             recursion,
             id: if text.contains("draft-04") { "id" } else { "$id" },
+            endless: false,
             known: BTreeMap::new(),
             open: Vec::new(),
         };
-        survey.weigh(schema)?;
+        let weight = survey.weigh(schema)?;
+        let weight = Some(weight).filter(|_| !survey.endless);
         let patterns = PatternOptions::regex()
             .size_limit(MAX_PATTERN)
             .dfa_size_limit(MAX_PATTERN);
@@ -71,7 +79,7 @@ impl Schema {
             .offline()
             .build(schema);
         compiled
-            .map(Self)
+            .map(|validator| Self { validator, weight })
             .map_err(|e| format!("not a JSON Schema: {}", shorten(&e.to_string())))
     }
 
@@ -80,13 +88,30 @@ impl Schema {
     /// # Errors
     /// Where it does not, in words that a model can act on.
     pub fn admits(&self, value: &Value) -> Result<(), String> {
+        if self.validator.is_valid(value) {
+            return Ok(());
+        }
+        // To say where, all that was tried at every place is kept, even for the first difference.
+        let effort = self.weight.unwrap_or(usize::MAX).saturating_mul(places(value));
+        if effort > MAX_EFFORT {
+            return Err("it does not fit the schema; there is too much of it to say where".into());
+        }
         let mut told = Vec::new();
-        for error in self.0.iter_errors(value).take(MAX_TOLD) {
+        for error in self.validator.iter_errors(value).take(MAX_TOLD) {
             let place = error.instance_path().to_string();
             let place = if place.is_empty() { "/".to_owned() } else { place };
             told.push(format!("at {place}: {}", shorten(&error.to_string())));
         }
-        if told.is_empty() { Ok(()) } else { Err(told.join("; ")) }
+        Err(told.join("; "))
+    }
+}
+
+/// How many values there are in a value.
+fn places(value: &Value) -> usize {
+    match value {
+        Value::Array(all) => 1 + all.iter().map(places).sum::<usize>(),
+        Value::Object(all) => 1 + all.values().map(places).sum::<usize>(),
+        _ => 1,
     }
 }
 
@@ -97,6 +122,8 @@ struct Survey<'a> {
     /// What a name is under that a part of the schema gives itself. In draft 4, which a part can be of for itself, it was
     /// another.
     id: &'static str,
+    /// Whether there was a circle, or a reference that may be one.
+    endless: bool,
     /// What references unfold to.
     known: BTreeMap<&'a str, usize>,
     /// References that the walk is inside of.
@@ -154,6 +181,7 @@ impl<'a> Survey<'a> {
             ));
         };
         if self.open.contains(&to) {
+            self.endless = true;
             return match self.recursion {
                 Recursion::Allowed => Ok(1),
                 Recursion::Refused => Err("a schema must not refer to itself".into()),
@@ -169,6 +197,7 @@ impl<'a> Survey<'a> {
             self.root.pointer(pointer)
         };
         let Some(target) = target else {
+            self.endless = true;
             return match self.recursion {
                 Recursion::Allowed => Ok(1),
                 Recursion::Refused => Err(format!("{} leads nowhere", shorten(&format!("{to:?}")))),
@@ -294,6 +323,22 @@ mod tests {
             assert!(Schema::compile(&schema, Recursion::Refused).is_err(), "{what}");
             assert!(began.elapsed().as_secs() < 5, "{what}");
         }
+    }
+
+    #[test]
+    fn to_say_where_a_value_does_not_fit_costs_no_more_than_it_is_worth() {
+        let alternatives = vec![json!({"type": "string"}); 500];
+        let schema = Schema::compile(&json!({"items": {"anyOf": alternatives}}), Recursion::Refused).unwrap();
+        assert!(schema.admits(&json!([1])).unwrap_err().contains("at /0"));
+        let began = std::time::Instant::now();
+        let why = schema.admits(&json!(vec![1; 20_000])).unwrap_err();
+        assert!(why.contains("too much of it"), "{why}");
+        let twice = json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]});
+        let tree = json!({"properties": {"a": twice}, "required": ["b"]});
+        let schema = Schema::compile(&tree, Recursion::Allowed).unwrap();
+        let deep = (0..100).fold(json!({}), |inner, _| json!({"a": inner}));
+        assert!(schema.admits(&deep).is_err());
+        assert!(began.elapsed().as_secs() < 5);
     }
 
     #[test]
