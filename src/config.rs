@@ -720,9 +720,11 @@ impl Tree {
             })
         };
         let wrong = || {
-            wrong(format!(
-                "{at}: {name:?} is not provider/model, nor a provider with a default model"
-            ))
+            let known = self.provider_kinds.contains_key(name) && !self.providers.contains_key(name);
+            wrong(match known {
+                true => format!("{at}: the provider {name:?} is not configured, and its usual variables are not set"),
+                false => format!("{at}: {name:?} is not provider/model, nor a provider with a default model"),
+            })
         };
         ModelRef::parse(name).or_else(usual).ok_or_else(wrong)
     }
@@ -751,7 +753,10 @@ impl Tree {
                 settings: tree.settings.clone(),
                 tools: tree.tools.as_ref().unwrap_or(&self.agent_defaults.tools).0.clone(),
                 max_tool_rounds: tree.max_tool_rounds.unwrap_or(self.agent_defaults.max_tool_rounds),
-                tool_timeout: tree.tool_timeout.unwrap_or(self.agent_defaults.tool_timeout).0,
+                tool_timeout: {
+                    let time = tree.tool_timeout.unwrap_or(self.agent_defaults.tool_timeout);
+                    time.positive(&at("tool_timeout"))?
+                },
                 response_format: match &tree.response_format {
                     Some(format) => format.checked(&at("response_format"))?,
                     None => ResponseFormat::Text,
@@ -838,7 +843,12 @@ fn api_key(
 
 /// A secret text with the variables in it that it names: `Bearer ${TOKEN}`.
 fn expand(secret: &Secret, environment: &BTreeMap<String, String>, at: &str) -> Result<SecretString, ConfigError> {
-    let mut rest = secret.0.expose_secret();
+    filled(secret.0.expose_secret(), environment, at).map(SecretString::from)
+}
+
+/// A text with the variables in it that it names.
+fn filled(text: &str, environment: &BTreeMap<String, String>, at: &str) -> Result<String, ConfigError> {
+    let mut rest = text;
     let mut whole = String::with_capacity(rest.len());
     while let Some((before, after)) = rest.split_once("${") {
         let named = after
@@ -857,7 +867,7 @@ fn expand(secret: &Secret, environment: &BTreeMap<String, String>, at: &str) -> 
         rest = after;
     }
     whole.push_str(rest);
-    Ok(whole.into())
+    Ok(whole)
 }
 
 /// A text that is never shown.
@@ -879,6 +889,16 @@ impl Serialize for Secret {
 /// `"250ms"`, `"30s"`, `"5m"`.
 #[derive(Clone, Copy, Debug)]
 struct Time(Duration);
+
+impl Time {
+    /// More than nothing: what has no time at all would fail at once.
+    fn positive(self, at: &str) -> Result<Duration, ConfigError> {
+        match self.0.is_zero() {
+            true => Err(wrong(format!("{at}: must be more than nothing"))),
+            false => Ok(self.0),
+        }
+    }
+}
 
 fn time(text: &str) -> Option<Duration> {
     let unsigned = !text.starts_with(['-', '+']) && !text.contains("ago");

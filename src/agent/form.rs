@@ -30,7 +30,10 @@ impl Form {
             ResponseFormat::JsonObject => None,
             ResponseFormat::JsonSchema { schema, .. } => {
                 let compiled = Schema::compile(schema, Recursion::Refused);
-                let wrong = |why| Error::field(ErrorCode::SchemaInvalid, "response_format.schema", why);
+                let wrong = |why: String| {
+                    let why = format!("is refused: {why}");
+                    Error::field(ErrorCode::SchemaInvalid, "response_format.schema", why)
+                };
                 Some(Arc::new(compiled.map_err(wrong)?))
             }
         };

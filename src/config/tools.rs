@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, List, Secret, Size, Time, expand, wrong};
+use super::{ConfigError, List, Secret, Size, Time, expand, filled, wrong};
 use crate::tool::{HttpToolSettings, McpSettings, McpTransport, ToolSettings};
 
 /// What a child sees of the gateway's own environment: what programs need to run at all. The keys of the providers are in
@@ -135,7 +135,7 @@ fn http_tool(
         url: tree.url.clone().ok_or_else(|| missing("url"))?,
         headers: secrets(&tree.headers, &at("headers"), environment)?,
         body: tree.body.clone(),
-        timeout: tree.timeout.map(|time| time.0),
+        timeout: tree.timeout.map(|time| time.positive(&at("timeout"))).transpose()?,
         max_result: tree.max_result.unwrap_or(defaults.max_result).0,
     })
 }
@@ -151,7 +151,11 @@ fn mcp_server(
     let transport = match (&tree.command, &tree.url) {
         (Some(command), None) if tree.headers.is_empty() => McpTransport::Child {
             command: command.clone(),
-            args: tree.args.0.clone(),
+            args: {
+                let args = tree.args.0.iter();
+                let args = args.map(|arg| filled(arg, environment, &at("args")));
+                args.collect::<Result<_, _>>()?
+            },
             env: {
                 let told = secrets(&tree.env, &at("env"), environment)?;
                 let needed = INHERITED
@@ -161,7 +165,7 @@ fn mcp_server(
             },
         },
         (None, Some(url)) if tree.args.is_empty() && tree.env.is_empty() => McpTransport::Http {
-            url: url::Url::parse(url)
+            url: url::Url::parse(&filled(url, environment, &at("url"))?)
                 .ok()
                 .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
                 .ok_or_else(|| wrong(format!("{}: must be http(s)://host[:port][/path]", at("url"))))?,
@@ -176,8 +180,11 @@ fn mcp_server(
     Ok(McpSettings {
         name: name.to_owned(),
         transport,
-        start_timeout: tree.start_timeout.unwrap_or(defaults.start_timeout).0,
-        refresh: tree.refresh.unwrap_or(defaults.refresh).0,
+        start_timeout: tree
+            .start_timeout
+            .unwrap_or(defaults.start_timeout)
+            .positive(&at("start_timeout"))?,
+        refresh: tree.refresh.unwrap_or(defaults.refresh).positive(&at("refresh"))?,
     })
 }
 

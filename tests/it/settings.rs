@@ -181,7 +181,7 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ("[sessions]\nttl = \"0s\"", "sessions.ttl"),
         ("[log]\nformat = \"xml\"", "log.format"),
         ("[store]\nurl = \"canary://7f3a\"", "store.url"),
-        ("[run_log]\nurl = \"redis://x:canary-7f3a@y\"", "run_log.url"),
+        ("[run_log]\nurl = \"canary://x:canary-7f3a@y\"", "run_log.url"),
         ("[providers.mine]\nbase_url = \"http://x\"", "providers.mine.kind"),
         ("[providers.mine]\nkind = \"opnai\"", "providers.mine.kind"),
         (
@@ -214,6 +214,28 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
             "[agents.helper]\nmodel = \"demo/guide\"\nmax_tool_rounds = \"canary-7f3a\"",
             "agents.helper.max_tool_rounds",
         ),
+        (
+            "[agents.helper]\nmodel = \"demo/guide\"\ntool_timeout = \"0s\"",
+            "agents.helper.tool_timeout",
+        ),
+        (
+            "[tools.http.x]\ndescription = \"x\"\nurl = \"https://x.example\"\ntimeout = \"0s\"",
+            "tools.http.x.timeout",
+        ),
+        (
+            "[tools.http.x]\ndescription = \"x\"\nurl = \"https://x.example\"\nheaders = { x = \"canary-7f3a ${NOT_SET}\" }",
+            "tools.http.x.headers.x: NOT_SET",
+        ),
+        (
+            "[mcp.x]\ncommand = \"x\"\nstart_timeout = \"0s\"",
+            "mcp.x.start_timeout",
+        ),
+        ("[mcp.x]\ncommand = \"x\"\nurl = \"https://x.example\"", "mcp.x"),
+        (
+            "[mcp.x]\ncommand = \"x\"\nargs = [\"${NOT_SET}\"]",
+            "mcp.x.args: NOT_SET",
+        ),
+        ("[tools.guard]\nallow = [\"everywhere\"]", "tools.guard.allow"),
     ] {
         let error = Settings::from_toml(toml)
             .err()
@@ -233,6 +255,47 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn secrets_come_from_the_environment_and_are_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("story.toml");
+    let toml = r#"
+[providers.mine]
+kind = "openai"
+headers = { x-team = "${TEAM}" }
+[tools.http.x]
+description = "x"
+url = "https://x.example"
+headers = { authorization = "Bearer ${TOKEN} and ${TEAM}" }
+[mcp.x]
+command = "x"
+args = ["--token=${TOKEN}", "plain"]
+env = { KEY = "${TOKEN}" }
+"#;
+    std::fs::write(&file, toml).unwrap();
+    let flags = Flags {
+        config: Some(file),
+        ..Flags::default()
+    };
+    let settings = load(&flags, &[("TOKEN", CANARY), ("TEAM", "red"), ("PATH", "/bin")]).unwrap();
+    let told = |secret: &secrecy::SecretString| secrecy::ExposeSecret::expose_secret(secret).to_owned();
+    let tool = &settings.tools.http[0];
+    assert_eq!(told(&tool.headers["authorization"]), format!("Bearer {CANARY} and red"));
+    match &settings.tools.mcp[0].transport {
+        sluicegate::tool::McpTransport::Child { args, env, .. } => {
+            assert_eq!(args, &[format!("--token={CANARY}"), "plain".to_owned()]);
+            assert_eq!(
+                (told(&env["KEY"]).as_str(), told(&env["PATH"]).as_str()),
+                (CANARY, "/bin")
+            );
+            assert_eq!(env.len(), 2, "nothing else of the environment");
+        }
+        other => panic!("{other:?}"),
+    }
+    let shown = settings.effective().unwrap();
+    assert!(!shown.contains(CANARY) && shown.contains("--token=${TOKEN}"), "{shown}");
 }
 
 #[test]
@@ -674,7 +737,7 @@ fn what_the_default_file_shows_is_taken() {
                     Ok(_) => {}
                     // A name that stands for one of the reader's own.
                     Err(error)
-                        if ["VARIABLE", "PATH", "nor a provider"]
+                        if ["VARIABLE", "PATH", "nor a provider", "is not configured"]
                             .iter()
                             .any(|name| error.to_string().contains(name)) => {}
                     Err(error) => panic!("{error}: {line}"),
