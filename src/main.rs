@@ -22,6 +22,9 @@ use sluicegate::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long threads may take that are still at work when everything is over.
+const LAST: Duration = Duration::from_secs(1);
+
 /// An HTTP gateway that runs an AI agent and streams its answer.
 #[derive(Parser)]
 #[command(version, about)]
@@ -93,7 +96,10 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("no runtime")?;
     let start = async { app::serve(settings).await.map_err(|e| anyhow!("{}", e.message)) };
-    runtime.block_on(shutdown::until_signalled(start))
+    let served = runtime.block_on(shutdown::until_signalled(start));
+    // A thread that still computes what nobody waits for must not keep the process.
+    runtime.shutdown_timeout(LAST);
+    served
 }
 
 /// `GET /readyz` by hand: the one request that a container's health check makes needs no client.
