@@ -125,7 +125,8 @@ impl Draft {
 /// A name as every provider takes it back: what a model invents beside its tools would otherwise fail the next round.
 fn fit(name: &str) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    name.chars().take(64).map(fits).collect()
+    let name: String = name.chars().take(64).map(fits).collect();
+    if name.is_empty() { "_".to_owned() } else { name }
 }
 
 #[cfg(test)]
@@ -168,6 +169,18 @@ mod tests {
         for wrong in [&["{\"a\":"] as &[&str], &["{}{}"], &["[1]"], &["\"x\""], &["nul"]] {
             let asked = &round(wrong, FinishKind::ToolCalls)[0];
             assert!(!asked.parsed && asked.call.arguments.is_empty(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_that_every_provider_takes_back() {
+        for (told, taken) in [
+            ("get_time", "get_time"),
+            ("a.b c", "a_b_c"),
+            ("", "_"),
+            (&"x".repeat(65), &"x".repeat(64)),
+        ] {
+            assert_eq!(fit(told), taken);
         }
     }
 
