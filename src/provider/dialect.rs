@@ -82,42 +82,47 @@ pub trait Decoder: Send {
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError>;
 }
 
-/// Whether a schema leaves nothing open: every object in it lists all its properties as required and admits no others. Only
-/// such a schema can be asked for strictly (platform.openai.com/docs/guides/structured-outputs, 2026-11); a provider
-/// refuses a request that asks so for another.
-pub(super) fn is_strict(schema: &Value) -> bool {
-    const OPEN: [&str; 9] = [
-        "allOf",
-        "oneOf",
-        "not",
-        "if",
-        "patternProperties",
-        "propertyNames",
-        "dependentSchemas",
-        "dependentRequired",
-        "unevaluatedProperties",
-    ];
-    match schema {
-        Value::Object(fields) => {
-            let is_object = fields.get("type").is_some_and(|t| t == "object") || fields.contains_key("properties");
-            let properties = fields.get("properties").and_then(Value::as_object);
-            let required = fields.get("required").and_then(Value::as_array);
-            let closed = !is_object
-                || fields.get("additionalProperties") == Some(&Value::Bool(false))
-                    && properties.is_some_and(|all| {
-                        all.keys()
-                            .all(|name| required.is_some_and(|r| r.iter().any(|one| one == name)))
-                    });
-            let named = |(name, value): (&String, &Value)| match (name.as_str(), value) {
-                ("const" | "enum" | "default" | "examples" | "required", _) => true,
-                ("properties" | "$defs" | "definitions", Value::Object(all)) => all.values().all(is_strict),
-                (_, value) => is_strict(value),
-            };
-            closed && !OPEN.iter().any(|word| fields.contains_key(*word)) && fields.iter().all(named)
-        }
-        Value::Array(all) => all.iter().all(is_strict),
-        _ => true,
-    }
+/// What a strict schema on OpenAI's wires may say of a value beside its type
+/// (platform.openai.com/docs/guides/structured-outputs, 2026-11).
+pub(super) const OPENAI_BOUNDS: [&str; 9] = [
+    "pattern",
+    "format",
+    "multipleOf",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "minItems",
+    "maxItems",
+];
+
+/// Whether a schema leaves nothing open: every value in it has a type, every object lists all its properties as required
+/// and admits no others, and nothing else is said but these `bounds`. Only such a schema can be asked for strictly; a
+/// provider refuses a request that asks so for another.
+pub(super) fn is_strict(schema: &Value, bounds: &[&str]) -> bool {
+    let Value::Object(fields) = schema else { return false };
+    let is = |kind: &str| match fields.get("type") {
+        Some(Value::Array(kinds)) => kinds.iter().any(|one| one == kind),
+        told => told.is_some_and(|one| one == kind),
+    };
+    let each = |schema: &Value| is_strict(schema, bounds);
+    let known = |(word, value): (&String, &Value)| match (word.as_str(), value) {
+        ("$schema" | "title" | "description" | "type" | "enum" | "const" | "required" | "$ref", _) => true,
+        ("additionalProperties", value) => value == false,
+        ("properties" | "$defs" | "definitions", Value::Object(all)) => all.values().all(each),
+        ("anyOf", Value::Array(all)) => all.iter().all(each),
+        ("items", schema) => each(schema),
+        (word, _) => bounds.contains(&word),
+    };
+    let properties = fields.get("properties").and_then(Value::as_object);
+    let required = fields.get("required").and_then(Value::as_array);
+    let listed = |name: &String| required.is_some_and(|all| all.iter().any(|one| one == name));
+    let closed = !(is("object") || properties.is_some())
+        || fields.contains_key("additionalProperties") && properties.is_some_and(|all| all.keys().all(listed));
+    let typed = ["type", "enum", "const", "anyOf", "$ref"]
+        .iter()
+        .any(|word| fields.contains_key(*word));
+    typed && closed && (!is("array") || fields.contains_key("items")) && fields.iter().all(known)
 }
 
 /// Whether a schema is of an object: no other can be asked for on OpenAI's wires.
@@ -150,16 +155,28 @@ mod tests {
             "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}}},
             "$defs": {"tag": {"enum": ["a", {"type": "object"}]}},
         });
-        assert!(is_strict(&place));
+        assert!(is_strict(&place, &[]));
+        let with = |what: Value| {
+            let mut place = place.clone();
+            place["properties"]["name"] = what;
+            place
+        };
         let mut optional = place.clone();
         optional["required"] = json!(["name"]);
-        let mut open = place.clone();
-        open["properties"]["inner"] = json!({"type": "object"});
-        open["required"] = json!(["name", "tags", "inner"]);
-        let mut one_of = place.clone();
-        one_of["properties"]["name"] = json!({"oneOf": [{"type": "string"}]});
-        for loose in [optional, open, one_of, json!({"type": "object", "properties": {}})] {
-            assert!(!is_strict(&loose), "{loose}");
+        for loose in [
+            optional,
+            with(json!({"type": "object"})),
+            with(json!({"type": ["object", "null"]})),
+            with(json!({"oneOf": [{"type": "string"}]})),
+            with(json!({})),
+            with(json!(true)),
+            with(json!({"type": "array"})),
+            with(json!({"type": "string", "minLength": 1})),
+            json!({"type": "object", "properties": {}}),
+        ] {
+            assert!(!is_strict(&loose, &OPENAI_BOUNDS), "{loose}");
         }
+        let bounded = with(json!({"type": ["integer", "null"], "minimum": 0}));
+        assert!(is_strict(&bounded, &OPENAI_BOUNDS) && !is_strict(&bounded, &[]));
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
     match &request.response_format {
         ResponseFormat::Text => {}
         // Not every model, and only schemas that leave nothing open; any JSON object has no place at all.
-        ResponseFormat::JsonSchema { schema, .. } if structures(&request.model) && is_strict(schema) => {}
+        ResponseFormat::JsonSchema { schema, .. } if structures(&request.model) && is_strict(schema, &[]) => {}
         _ => return refused("response_format"),
     }
     Ok(())

@@ -6,7 +6,7 @@ use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolChoice},
     provider::{
         ProviderError,
-        dialect::{Call, is_strict},
+        dialect::{Call, OPENAI_BOUNDS, is_strict},
         error::Kind,
     },
 };
@@ -71,7 +71,7 @@ fn body(request: &ChatRequest) -> Value {
         ResponseFormat::Text => {} // what there is without being asked for
         ResponseFormat::JsonObject => drop(put("response_format", json!({"type": "json_object"}))),
         ResponseFormat::JsonSchema { name, schema } => {
-            let schema = json!({"name": name, "schema": schema, "strict": is_strict(schema)});
+            let schema = json!({"name": name, "schema": schema, "strict": is_strict(schema, &OPENAI_BOUNDS)});
             put("response_format", json!({"type": "json_schema", "json_schema": schema}));
         }
     }

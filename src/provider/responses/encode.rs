@@ -10,7 +10,7 @@ use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolCall, ToolChoice},
     provider::{
         ProviderError, Unsupported,
-        dialect::{Call, is_of_object, is_strict},
+        dialect::{Call, OPENAI_BOUNDS, is_of_object, is_strict},
         error::Kind,
     },
 };
@@ -106,9 +106,9 @@ fn body(request: &ChatRequest, provider: &str) -> Value {
     let format = match &request.response_format {
         ResponseFormat::Text => None, // what there is without being asked for
         ResponseFormat::JsonObject => Some(json!({"type": "json_object"})),
-        ResponseFormat::JsonSchema { name, schema } => {
-            Some(json!({"type": "json_schema", "name": name, "schema": schema, "strict": is_strict(schema)}))
-        }
+        ResponseFormat::JsonSchema { name, schema } => Some(
+            json!({"type": "json_schema", "name": name, "schema": schema, "strict": is_strict(schema, &OPENAI_BOUNDS)}),
+        ),
     };
     if let Some(format) = format {
         put("text", json!({"format": format}));
