@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use serde_json::{Map, Value};
 use tokio::{sync::Notify, time::Instant};
 
 use super::Run;
@@ -245,14 +246,32 @@ impl Shelf {
 /// What an event that is no text holds, in bytes: an estimate.
 fn size(event: &Event) -> usize {
     match event {
+        Event::ToolCall(call) => members(&call.arguments),
         Event::ToolResult(result) => result.content.len(),
-        // The answer stands there as the content and as messages, and so do the results of tools.
+        // The answer stands there as the content and as messages, and so do calls and their results.
         Event::Done(done) => {
-            let results: usize = done.answer.tool_calls.iter().map(|call| call.result.len()).sum();
-            2 * (done.answer.content.len() + results)
+            let answer = &done.answer;
+            let calls = answer.tool_calls.iter();
+            let calls: usize = calls.map(|call| call.result.len() + members(&call.arguments)).sum();
+            2 * (answer.content.len() + calls) + answer.structured_data.as_ref().map_or(0, held)
         }
         _ => 0,
     }
+}
+
+/// What a value holds, in bytes.
+fn held(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(all) => all.iter().map(held).sum(),
+            Value::Object(all) => members(all),
+            _ => 0,
+        }
+}
+
+fn members(all: &Map<String, Value>) -> usize {
+    all.iter().map(|(name, value)| name.len() + held(value)).sum()
 }
 
 /// One who reads a run's log. Dropping it is leaving.
@@ -332,5 +351,32 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.run.log.leave(self.seat);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::chat::ToolCallMade;
+
+    #[test]
+    fn the_arguments_of_a_call_count_like_words() {
+        let held = Arc::default();
+        let log = Log::new(0, Arc::clone(&held));
+        let arguments = Map::from_iter([(
+            "list".to_owned(),
+            json!(["x".repeat(10_000), {"y": "z".repeat(10_000)}]),
+        )]);
+        let (id, name) = ("c".to_owned(), "t".to_owned());
+        log.append([Event::ToolCall(ToolCallMade {
+            id,
+            name,
+            arguments,
+            round: 1,
+            last: true,
+        })]);
+        assert!((20_000..21_000).contains(&held.load(Ordering::Relaxed)));
     }
 }
