@@ -90,9 +90,10 @@ impl Runs {
             settings: order.settings.over(&agent.settings),
             response_format,
         };
+        let tied = agent.max_tool_rounds == 0; // who may have no round of tools has none to choose
         let lacking = match &request.tool_choice {
-            ToolChoice::Required => request.tools.is_empty(),
-            ToolChoice::Named(name) => !request.tools.iter().any(|tool| tool.name == *name),
+            ToolChoice::Required => tied || request.tools.is_empty(),
+            ToolChoice::Named(name) => tied || !request.tools.iter().any(|tool| tool.name == *name),
             ToolChoice::Auto | ToolChoice::None => false,
         };
         if lacking {

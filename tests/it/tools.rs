@@ -1123,9 +1123,13 @@ mod choosing {
     #[tokio::test]
     async fn a_tool_that_the_agent_does_not_have_cannot_be_chosen() {
         let (model, tools) = (Upstream::always(says("no")).await, weather().await);
-        let recipe = gateway(&model, &tools).toml("[agents.bare]\nmodel = \"openai/test-model\"");
+        let recipe = gateway(&model, &tools).toml(
+            "[agents.bare]\nmodel = \"openai/test-model\"\n[agents.tied]\nmodel = \"openai/test-model\"\ntools = [\"weather\"]\n\
+             max_tool_rounds = 0",
+        );
         let gateway = recipe.start().await;
         let rows = [
+            (json!({"tool_choice": "required", "agent": "tied"}), "tool_choice"),
             (json!({"tool_choice": {"name": "wether"}}), "tool_choice"),
             (json!({"tool_choice": {"name": "calculator"}}), "tool_choice"),
             (json!({"tool_choice": "required", "agent": "bare"}), "tool_choice"),
