@@ -170,15 +170,16 @@ fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), 
             "The model's answer broke off before its end.",
         ));
     };
-    turn.finish = Some(match reason.kind {
-        FinishKind::ToolCalls if turn.repairing() => FinishKind::Stop, // there is nothing to call, whatever it asks for
-        kind => kind,
-    });
+    let kind = reason.kind;
     turn.count(&round);
     let (text, mut asked, carry) = round.complete();
     if turn.repairing() {
-        asked.clear();
+        asked.clear(); // there is nothing to call, whatever it asks for
     }
+    turn.finish = Some(match kind {
+        FinishKind::ToolCalls if asked.is_empty() => FinishKind::Stop, // it wants nothing
+        kind => kind,
+    });
     let calls = asked.iter().map(|a| a.call.clone()).collect();
     turn.request
         .messages
