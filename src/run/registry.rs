@@ -85,11 +85,7 @@ impl Registry {
         if let Some(id) = &run.session_id {
             let session = (run.principal.clone(), id.clone());
             if let Some(active) = books.sessions.get(&session) {
-                let busy = Error::new(ErrorCode::SessionBusy, "Another run of this session is under way.");
-                return Err(Error {
-                    run_id: Some(*active),
-                    ..busy
-                });
+                return Err(session_busy(*active));
             }
             books.sessions.insert(session, run.id);
         }
@@ -219,6 +215,15 @@ pub(super) fn same_request(known: Option<&(String, String)>, now: Option<&(Strin
             ErrorCode::IdempotencyMismatch,
             "This key came with another request before.",
         )),
+    }
+}
+
+/// Another run, this one, has the session.
+pub(super) fn session_busy(active: RunId) -> Error {
+    let busy = Error::new(ErrorCode::SessionBusy, "Another run of this session is under way.");
+    Error {
+        run_id: Some(active),
+        ..busy
     }
 }
 

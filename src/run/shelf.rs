@@ -324,7 +324,10 @@ mod tests {
             end: None,
         };
         if session.is_some() {
-            runs.store.begin(&record, "u").await.unwrap();
+            runs.store
+                .begin(&record, "u", crate::store::Entry::Alone)
+                .await
+                .unwrap();
         }
         Arc::new(Run {
             id: record.id,

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -12,7 +13,7 @@ use super::{
     OnDisconnect, Run, Runs,
     drive::Driven,
     log::Log,
-    registry::{Admission, same_request},
+    registry::{Admission, same_request, session_busy},
 };
 use crate::{
     agent::{Agent, Form, ModelRef, Turn, form::fitted, step::Candidate},
@@ -20,11 +21,8 @@ use crate::{
         ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice, history,
     },
     error::{Error, ErrorCode},
-    store::{RunRecord, RunStatus},
+    store::{Begun, Entry, KEY_LIFE, RunRecord, RunStatus},
 };
-
-/// How long a key is kept, in milliseconds.
-const KEY_LIFE: i64 = 24 * 60 * 60 * 1000;
 
 /// What a client orders: checked for its form, not yet for what is there.
 #[derive(Clone, Debug)]
@@ -145,7 +143,10 @@ impl Runs {
             user_id: order.user_id,
             may_name_sessions: order.may_name_sessions,
         };
-        let (version, truncated) = self.recall(&run, asked_by, &mut request).await?;
+        let (version, truncated) = match self.recall(&run, asked_by, &mut request).await? {
+            Recalled::Began { version, truncated } => (version, truncated),
+            Recalled::Known(id) => return self.known_elsewhere(&run, id).await,
+        };
 
         run.log.append([Event::Started]);
         place.begun = true;
@@ -164,16 +165,13 @@ impl Runs {
         Ok(run)
     }
 
-    /// Puts what was said before in front of the question, and writes the run's row. Returns the session's version, if
-    /// there is a session, and whether old turns were left out.
-    async fn recall(
-        &self,
-        run: &Run,
-        asked_by: Asked,
-        request: &mut ChatRequest,
-    ) -> Result<(Option<i64>, bool), Error> {
+    /// Puts what was said before in front of the question, and writes the run's row.
+    async fn recall(&self, run: &Run, asked_by: Asked, request: &mut ChatRequest) -> Result<Recalled, Error> {
         let Some(session_id) = &run.session_id else {
-            return Ok((None, false));
+            return Ok(Recalled::Began {
+                version: None,
+                truncated: false,
+            });
         };
         let loaded = match asked_by.known_session {
             true => self.store.load(&run.principal, session_id).await?,
@@ -187,14 +185,50 @@ impl Runs {
             return Err(Error::not_found());
         }
         let user_id = asked_by.user_id.unwrap_or_else(|| "anonymous".to_owned());
-        let begun = self.store.begin(&record(run, session_id), &user_id).await?;
+        let begun = match self
+            .store
+            .begin(&record(run, session_id), &user_id, Entry::Alone)
+            .await?
+        {
+            Begun::At(version) => version,
+            Begun::Busy(active) => return Err(session_busy(active)),
+            Begun::Known(known) => return Ok(Recalled::Known(known)),
+            Begun::Waiting => {
+                return Err(Error::internal(
+                    "a run that asked for its session alone was put in line",
+                ));
+            }
+        };
         let Some((session, before)) = loaded else {
-            return Ok((Some(begun), false));
+            return Ok(Recalled::Began {
+                version: Some(begun),
+                truncated: false,
+            });
         };
         let from = history::fit(&before, self.limits.max_history_tokens);
         request.messages.splice(0..0, before.into_iter().skip(from));
-        // The version that was read, not the one that is there now: the commit shall notice a difference.
-        Ok((Some(session.version), from > 0))
+        Ok(Recalled::Began {
+            // The one that was read, not the one that is there now: the commit shall notice a difference.
+            version: Some(session.version),
+            truncated: from > 0,
+        })
+    }
+
+    /// The run that another gateway of the same store began with this run's key while this one was asked for it too.
+    async fn known_elsewhere(&self, run: &Run, known: RunId) -> Result<Arc<Run>, Error> {
+        if let Some(here) = self.registry.get(&run.principal, known) {
+            return same_request(here.idempotency.as_ref(), run.idempotency.as_ref()).map(|()| here);
+        }
+        if let Some(record) = self.store.run(&run.principal, known).await? {
+            same_request(record.idempotency.as_ref(), run.idempotency.as_ref())?;
+            if let Some(kept) = kept(record) {
+                return Ok(kept);
+            }
+        }
+        // It goes on, and its log is in another process: until logs are shared, nobody here can read along.
+        let elsewhere =
+            "This request's run goes on at another gateway; its answer can be read here when it is complete.";
+        Err(Error::new(ErrorCode::StoreUnavailable, elsewhere).retry_after(Duration::from_secs(1)))
     }
 
     /// Who is asked, in order: the model, then the agent's fallbacks, unless the request named a model.
@@ -229,19 +263,30 @@ impl Runs {
             return Ok(None);
         };
         same_request(record.idempotency.as_ref(), order.idempotency.as_ref())?;
-        let done = record
-            .end
-            .as_ref()
-            .filter(|_| record.status == RunStatus::Completed)
-            .and_then(|end| end.done.clone());
-        Ok(done.map(|done| {
-            let text = Some(done.answer.content.clone())
-                .filter(|text| !text.is_empty())
-                .map(Event::Text);
-            let events = [Event::Started].into_iter().chain(text).chain([Event::Done(done)]);
-            Run::kept(record, 0, events.collect())
-        }))
+        Ok(kept(record))
     }
+}
+
+/// A completed run whose log is gone, told again from its result.
+fn kept(record: RunRecord) -> Option<Arc<Run>> {
+    let done = record
+        .end
+        .as_ref()
+        .filter(|_| record.status == RunStatus::Completed)
+        .and_then(|end| end.done.clone())?;
+    let text = Some(done.answer.content.clone())
+        .filter(|text| !text.is_empty())
+        .map(Event::Text);
+    let events = [Event::Started].into_iter().chain(text).chain([Event::Done(done)]);
+    Some(Run::kept(record, 0, events.collect()))
+}
+
+/// What came of looking for a run's session.
+enum Recalled {
+    /// The run holds it. It is at this version, if there is a session; old turns may have been left out.
+    Began { version: Option<i64>, truncated: bool },
+    /// There is no run to begin: its key started this one already.
+    Known(RunId),
 }
 
 /// What an order says of its session.

@@ -8,8 +8,8 @@ use std::{
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    ArtifactRecord, ArtifactStore, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore,
-    Store, StoredMessage, artifact::Due, conflict, session::Loaded,
+    ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage,
+    SessionStore, Store, StoredMessage, artifact::Due, conflict, session::Loaded,
 };
 use crate::{
     chat::{ArtifactId, Message, Principal, RunId, SessionId},
@@ -41,6 +41,10 @@ impl Shelves {
     fn version(&mut self) -> i64 {
         self.versions += 1;
         self.versions
+    }
+
+    fn running(&self, run: RunId) -> bool {
+        self.runs.get(&run).is_some_and(|row| row.status == RunStatus::Running)
     }
 
     fn erase(&mut self, key: &SessionKey) {
@@ -196,7 +200,8 @@ impl SessionStore for Memory {
 }
 
 impl RunStore for Memory {
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str) -> BoxFuture<'a, Result<i64, Error>> {
+    /// At once, whatever the entry: one process has this store, and its register of runs lets one at a time come here.
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, _: Entry) -> BoxFuture<'a, Result<Begun, Error>> {
         let mut shelves = self.shelves();
         let version = shelves.version();
         let (session, _) = shelves
@@ -217,7 +222,24 @@ impl RunStore for Memory {
             });
         let version = session.version;
         shelves.runs.insert(run.id, run.clone());
-        Box::pin(ready(Ok(version)))
+        Box::pin(ready(Ok(Begun::At(version))))
+    }
+
+    fn take<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+        run: RunId,
+    ) -> BoxFuture<'a, Result<Option<i64>, Error>> {
+        let shelves = self.shelves();
+        let key = key(principal, session);
+        let waits = |row: &&RunRecord| row.status == RunStatus::Running && row.principal == *principal;
+        let row = shelves.runs.get(&run).filter(waits);
+        let taken = match row.and_then(|row| shelves.sessions.get(&key).filter(|_| row.session_id == key.1)) {
+            Some((session, _)) => Ok(Some(session.version)),
+            None => Err(conflict()),
+        };
+        Box::pin(ready(taken))
     }
 
     fn end<'a>(
@@ -229,6 +251,9 @@ impl RunStore for Memory {
     ) -> BoxFuture<'a, Result<(), Error>> {
         let mut shelves = self.shelves();
         let version = shelves.version();
+        if !shelves.running(run) {
+            return Box::pin(ready(Err(conflict())));
+        }
         if let Some(turn) = commit {
             let session = shelves.sessions.get_mut(&key(turn.principal, turn.session));
             let Some((session, messages)) = session.filter(|(session, _)| session.version == turn.after_version) else {

@@ -13,11 +13,13 @@ pub mod memory;
 pub mod run;
 pub mod session;
 #[cfg(feature = "sqlite")]
+mod sql;
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
 
 pub use artifact::{ArtifactRecord, ArtifactStore};
 pub use blobs::Blobs;
-pub use run::{RunEnd, RunRecord, RunStatus, RunStore};
+pub use run::{Begun, Entry, KEY_LIFE, RunEnd, RunRecord, RunStatus, RunStore};
 pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, StoredMessage};
 
 /// Sessions, runs and the records of files together: they are written in the same transactions.

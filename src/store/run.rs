@@ -92,16 +92,58 @@ pub struct RunEnd {
     pub calls: Vec<ModelCall>,
 }
 
+/// For how long an idempotency key means the run that it started, in milliseconds.
+pub const KEY_LIFE: i64 = 24 * 60 * 60 * 1000;
+
+/// How a run asks for its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Only if nobody is there.
+    Alone,
+    /// Behind whoever is there, in the order of the runs' ids.
+    Line,
+}
+
+/// What became of a run that asked for its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// Its row is written and it holds the session, which has this version.
+    At(i64),
+    /// Nothing is written: this run holds the session, or is the first of those that wait for it.
+    Busy(RunId),
+    /// Its row is written, and it waits in line ([`RunStore::take`]).
+    Waiting,
+    /// Nothing is written: its idempotency key means this run.
+    Known(RunId),
+}
+
 /// Keeps runs.
+///
+/// A store that several gateways share sees to it that a session is held by one run at a time, and that an idempotency
+/// key means one run: a run's row holds them from `begin` (or `take`) until it is no longer `running`. A store that
+/// belongs to one process need not, because there the register of runs has seen to both before it asks the store: it
+/// always answers [`Begun::At`].
 pub trait RunStore: Send + Sync {
     /// Writes a new run's row, and its session's if there is none yet. Survives the process, need not survive a power
-    /// failure: it costs no wait for the disk. Returns the session's version.
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str) -> BoxFuture<'a, Result<i64, Error>>;
+    /// failure: it costs no wait for the disk.
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, entry: Entry) -> BoxFuture<'a, Result<Begun, Error>>;
+
+    /// A run that waits in line asks whether it is its turn. It is if nobody holds the session and nobody who is still
+    /// running waits under an earlier id; the run holds the session then, and gets its version.
+    ///
+    /// Fails with `session_busy` if the run does not wait any more: its session was erased, or it was declared dead.
+    fn take<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+        run: RunId,
+    ) -> BoxFuture<'a, Result<Option<i64>, Error>>;
 
     /// Writes how a run ended and, with `commit`, its turn, in one transaction. With `commit` it returns only when that
     /// is on the disk.
     ///
-    /// Fails with `session_busy` if the session is another than the one that was loaded; nothing is written then.
+    /// Fails with `session_busy` if the session is another than the one that was loaded, or if the run's row is not
+    /// `running` any more: it is erased, or another gateway has declared the run dead. Nothing is written then.
     fn end<'a>(
         &'a self,
         run: RunId,

@@ -16,8 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Commit, MessageStatus, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store,
-    StoredMessage, session::Loaded,
+    Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store,
+    StoredMessage, conflict,
+    session::Loaded,
+    sql::{
+        Columns, broken, fresh_version, json, parse, read_message, read_run, read_session, status_word, unavailable,
+    },
 };
 use crate::{
     chat::{ModelCall, Principal, RunId, SessionId},
@@ -202,7 +206,7 @@ impl Op {
         }
     }
 
-    /// Writes it. The number is how many rows it met (a turn that meets none is a conflict); of a beginning, the
+    /// Writes it. The number is how many rows it met (an end that meets none is a conflict); of a beginning, the
     /// session's version.
     async fn apply(&self, db: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
         let now = jiff::Timestamp::now().as_millisecond();
@@ -245,19 +249,25 @@ impl Op {
                 {
                     return Ok(0);
                 }
-                for call in &row.calls {
-                    write_call(*run, call, row.ended_at, &mut *db).await?;
+                let ended = sqlx::query(
+                    "UPDATE runs SET status = ?, ended_at = ?, last_seq = ?, usage = ?, error = ?, done = ? \
+                     WHERE id = ? AND status = 'running'",
+                )
+                .bind(status.as_str())
+                .bind(row.ended_at)
+                .bind(row.last_seq)
+                .bind(&row.usage)
+                .bind(&row.error)
+                .bind(&row.done)
+                .bind(run.to_string())
+                .execute(&mut *db)
+                .await?;
+                if ended.rows_affected() > 0 {
+                    for call in &row.calls {
+                        write_call(*run, call, row.ended_at, &mut *db).await?;
+                    }
                 }
-                sqlx::query("UPDATE runs SET status = ?, ended_at = ?, last_seq = ?, usage = ?, error = ?, done = ? WHERE id = ?")
-                    .bind(status.as_str())
-                    .bind(row.ended_at)
-                    .bind(row.last_seq)
-                    .bind(&row.usage)
-                    .bind(&row.error)
-                    .bind(&row.done)
-                    .bind(run.to_string())
-                    .execute(db)
-                    .await?
+                ended
             }
             Op::Create { principal, session } => {
                 sqlx::query(
@@ -304,7 +314,8 @@ impl TurnRows {
         let count = self.bodies.len() as i64;
         let moved = sqlx::query_scalar::<_, i64>(
             "UPDATE sessions SET version = max(version + 1, ?), message_count = message_count + ?, updated_at = ? \
-             WHERE principal = ? AND id = ? AND version = ? RETURNING message_count",
+             WHERE principal = ? AND id = ? AND version = ? \
+             AND EXISTS (SELECT 1 FROM runs WHERE id = ? AND status = 'running') RETURNING message_count",
         )
         .bind(fresh_version())
         .bind(count)
@@ -312,6 +323,7 @@ impl TurnRows {
         .bind(self.principal.as_str())
         .bind(self.session.as_str())
         .bind(self.after_version)
+        .bind(run.to_string())
         .fetch_optional(&mut *db)
         .await?;
         let Some(total) = moved else { return Ok(false) };
@@ -331,7 +343,7 @@ impl TurnRows {
     }
 }
 
-/// Notes what a model call cost. Writing how a run ended again does not cost it again.
+/// Notes what a model call cost.
 async fn write_call(run: RunId, call: &ModelCall, ended_at: i64, db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let number = |number: Option<u64>| number.and_then(|number| i64::try_from(number).ok());
     sqlx::query(
@@ -554,11 +566,34 @@ impl SessionStore for Sqlite {
 }
 
 impl RunStore for Sqlite {
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str) -> BoxFuture<'a, Result<i64, Error>> {
-        Box::pin(self.write(Op::Begin {
+    /// At once, whatever the entry: one process has this file, and its register of runs lets one at a time come here.
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, _: Entry) -> BoxFuture<'a, Result<Begun, Error>> {
+        let op = Op::Begin {
             run: Box::new(run.clone()),
             user_id: user_id.to_owned(),
-        }))
+        };
+        Box::pin(async { self.write(op).await.map(Begun::At) })
+    }
+
+    fn take<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+        run: RunId,
+    ) -> BoxFuture<'a, Result<Option<i64>, Error>> {
+        Box::pin(async move {
+            let version: Option<i64> = sqlx::query_scalar(
+                "SELECT s.version FROM sessions s JOIN runs r ON r.principal = s.principal AND r.session_id = s.id \
+                 WHERE s.principal = ? AND s.id = ? AND r.id = ? AND r.status = 'running'",
+            )
+            .bind(principal.as_str())
+            .bind(session.as_str())
+            .bind(run.to_string())
+            .fetch_optional(&self.reads)
+            .await
+            .map_err(|e| broken(&e))?;
+            version.map(Some).ok_or_else(conflict)
+        })
     }
 
     fn end<'a>(
@@ -584,9 +619,8 @@ impl RunStore for Sqlite {
                 status: status_word(commit.status),
                 bodies: commit.messages.iter().map(json).collect(),
             });
-            let (conflict, op) = (turn.is_some(), Op::End { run, status, row, turn });
-            match self.write(op).await? {
-                0 if conflict => Err(super::conflict()),
+            match self.write(Op::End { run, status, row, turn }).await? {
+                0 => Err(conflict()),
                 _ => Ok(()),
             }
         })
@@ -633,97 +667,14 @@ impl RunStore for Sqlite {
     }
 }
 
-fn read_session(row: &SqliteRow) -> Result<Session, sqlx::Error> {
-    Ok(Session {
-        id: word(row, "id")?,
-        user_id: row.try_get("user_id")?,
-        agent: row.try_get("agent")?,
-        metadata: parse(row.try_get("metadata")?)?,
-        message_count: row.try_get::<i64, _>("message_count")?.unsigned_abs(),
-        version: row.try_get("version")?,
-        created_at: row.try_get("created_at")?,
-        updated_at: row.try_get("updated_at")?,
-    })
-}
-
-fn read_message(row: &SqliteRow) -> Result<StoredMessage, sqlx::Error> {
-    let status: &str = row.try_get("status")?;
-    Ok(StoredMessage {
-        message: parse(row.try_get("body")?)?,
-        run_id: word(row, "run_id")?,
-        status: if status == status_word(MessageStatus::Complete) {
-            MessageStatus::Complete
-        } else {
-            MessageStatus::Cancelled
-        },
-        created_at: row.try_get("created_at")?,
-    })
-}
-
-fn read_run(row: &SqliteRow) -> Result<RunRecord, sqlx::Error> {
-    let status =
-        RunStatus::from_word(row.try_get("status")?).ok_or_else(|| sqlx::Error::Decode("a run's status".into()))?;
-    let optional = |column: &str| row.try_get::<Option<String>, _>(column);
-    let end = match row.try_get::<Option<i64>, _>("ended_at")? {
-        None => None,
-        Some(ended_at) => Some(RunEnd {
-            ended_at,
-            last_seq: row.try_get::<Option<i64>, _>("last_seq")?.map(i64::unsigned_abs),
-            usage: optional("usage")?.map(|text| parse(&text)).transpose()?,
-            error: optional("error")?.map(|text| parse(&text)).transpose()?,
-            done: optional("done")?.map(|text| parse(&text)).transpose()?,
-            calls: Vec::new(),
-        }),
-    };
-    Ok(RunRecord {
-        id: word(row, "id")?,
-        principal: Principal::named(row.try_get("principal")?),
-        session_id: word(row, "session_id")?,
-        agent: row.try_get("agent")?,
-        model: row.try_get("model")?,
-        metadata: parse(row.try_get("metadata")?)?,
-        created_at: row.try_get("created_at")?,
-        idempotency: optional("idem_key")?.zip(optional("fingerprint")?),
-        status,
-        end,
-    })
-}
-
-/// A column that holds one of our ids.
-fn word<T: std::str::FromStr>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error> {
-    let text: &str = row.try_get(column)?;
-    text.parse()
-        .map_err(|_| sqlx::Error::Decode(format!("{column} is not an id").into()))
-}
-
-fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, sqlx::Error> {
-    serde_json::from_str(text).map_err(|e| sqlx::Error::Decode(e.into()))
-}
-
-/// Our values have string keys and finite numbers, so this cannot fail; if it did, `null` would be refused on reading.
-fn json<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
-}
-
-fn status_word(status: MessageStatus) -> &'static str {
-    match status {
-        MessageStatus::Complete => "complete",
-        MessageStatus::Cancelled => "cancelled",
+impl Columns for SqliteRow {
+    fn text(&self, column: &'static str) -> Result<Option<String>, sqlx::Error> {
+        self.try_get(column)
     }
-}
 
-/// A version for a session that no session had before: the microseconds since 1970.
-fn fresh_version() -> i64 {
-    jiff::Timestamp::now().as_microsecond()
-}
-
-fn broken(error: &sqlx::Error) -> Error {
-    let message = "Sessions cannot be read or written at the moment.";
-    Error::new(ErrorCode::StoreUnavailable, message).because(error.to_string())
-}
-
-fn unavailable(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::new(ErrorCode::StoreUnavailable, format!("{what}: {error}"))
+    fn number(&self, column: &'static str) -> Result<Option<i64>, sqlx::Error> {
+        self.try_get(column)
+    }
 }
 
 /// Takes the lock that says who has this file open; `None` if somebody else has. It goes with the process.

@@ -1,13 +1,16 @@
 //! The records of files, in SQLite.
 
 use futures_util::future::BoxFuture;
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::SqliteConnection;
 
-use super::{Op, Sqlite, broken, word};
+use super::{Op, Sqlite};
 use crate::{
-    chat::{Artifact, ArtifactId, Principal, SessionId},
+    chat::{ArtifactId, Principal, SessionId},
     error::Error,
-    store::artifact::{ArtifactRecord, ArtifactStore, Due},
+    store::{
+        artifact::{ArtifactRecord, ArtifactStore, Due},
+        sql::{broken, read_artifact, read_due},
+    },
 };
 
 /// What is written of files.
@@ -112,7 +115,7 @@ impl ArtifactStore for Sqlite {
             .fetch_optional(&self.reads)
             .await;
             found
-                .and_then(|row| row.map(|row| read_record(&row)).transpose())
+                .and_then(|row| row.map(|row| read_artifact(&row)).transpose())
                 .map_err(|e| broken(&e))
         })
     }
@@ -130,13 +133,7 @@ impl ArtifactStore for Sqlite {
             .bind(limit)
             .fetch_all(&self.reads)
             .await;
-            let read = |row: &SqliteRow| {
-                Ok(Due {
-                    erase_after: row.try_get("erase_after")?,
-                    id: word(row, "id")?,
-                })
-            };
-            rows.and_then(|rows| rows.iter().map(read).collect())
+            rows.and_then(|rows| rows.iter().map(read_due).collect())
                 .map_err(|e| broken(&e))
         })
     }
@@ -145,22 +142,4 @@ impl ArtifactStore for Sqlite {
         let op = ArtifactOp::Forget(gone.to_vec());
         Box::pin(async move { self.write(Op::Artifact(op)).await.map(drop) })
     }
-}
-
-fn read_record(row: &SqliteRow) -> Result<ArtifactRecord, sqlx::Error> {
-    let id: ArtifactId = word(row, "id")?;
-    let session: Option<&str> = row.try_get("session_id")?;
-    Ok(ArtifactRecord {
-        artifact: Artifact::new(
-            id,
-            row.try_get("name")?,
-            row.try_get("media_type")?,
-            row.try_get::<i64, _>("size")?.unsigned_abs(),
-            row.try_get("sha256")?,
-        ),
-        principal: Principal::named(row.try_get("principal")?),
-        session_id: session.map(|_| word(row, "session_id")).transpose()?,
-        run_id: word(row, "run_id")?,
-        created_at: row.try_get("created_at")?,
-    })
 }
