@@ -40,7 +40,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         blobs: blobs(&settings)?,
         limits: settings.artifacts,
     };
-    let store = store::open(&settings.store_url).await?;
+    let store = store::open(settings.store_url.as_str()).await?;
     let listener = TcpListener::bind(listen_at)
         .await
         .map_err(|e| config_error(format!("cannot listen on {listen_at}: {e}")))?;

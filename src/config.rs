@@ -20,6 +20,7 @@ use crate::{
     http::listen::ListenSettings,
     provider::{self, BreakerSwitch, ProviderSettings},
     run,
+    store::StoreUrl,
     telemetry::LogFormat,
     tool::{self, ToolSettings},
 };
@@ -96,7 +97,7 @@ pub struct Settings {
     /// After how long idle sessions are erased.
     pub session_ttl: Option<Duration>,
     /// Where sessions are kept.
-    pub store_url: String,
+    pub store_url: StoreUrl,
     /// Where the files that runs make are kept.
     pub artifacts_url: String,
     /// How many they may be, and how large.
@@ -304,7 +305,7 @@ struct Tree {
     limits: LimitsSection,
     runs: RunsSection,
     sessions: Sessions,
-    store: Url,
+    store: StoreSection,
     run_log: Url,
     artifacts: ArtifactsSection,
     log: Log,
@@ -373,6 +374,12 @@ enum OnCancelWord {
 struct Sessions {
     ttl: OptionalTime,
     max_history_tokens: u64,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct StoreSection {
+    url: StoreUrl,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -548,10 +555,12 @@ impl Tree {
             return Err(wrong("run_log.url: only \"memory:\" is there yet"));
         }
         if !matches!(
-            self.store.url.split_once(':'),
-            Some(("memory", _)) | Some(("sqlite", _))
+            self.store.url.as_str().split_once(':'),
+            Some(("memory" | "sqlite" | "postgres" | "postgresql", _))
         ) {
-            return Err(wrong("store.url: must be sqlite://PATH or memory:"));
+            return Err(wrong(
+                "store.url: must be sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or memory:",
+            ));
         }
         for origin in &server.cors_allowed_origins.0 {
             let fine = url::Url::parse(origin).is_ok_and(|url| url.origin().ascii_serialization() == *origin);

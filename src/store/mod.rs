@@ -3,16 +3,20 @@
 //! A store knows words, not who asks for them over which wire. Everything that belongs together is written in one
 //! transaction, and what has been acknowledged survives `kill -9`. A new store is one file and one row of [`open`].
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, ErrorCode};
 
 pub mod artifact;
 pub mod blobs;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod run;
 pub mod session;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -30,8 +34,61 @@ pub trait Store: SessionStore + RunStore + ArtifactStore {
     fn close(&self) -> futures_util::future::BoxFuture<'_, ()>;
 }
 
-/// Opens the store at `url`: `sqlite://PATH` or `memory:`. Its schema is brought up to date, and runs that another
-/// process left running are marked interrupted.
+/// Where a store is. Shown without its password, wherever it is shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct StoreUrl(String);
+
+impl StoreUrl {
+    /// All of it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&masked(&self.0))
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        masked(&self.0).fmt(f)
+    }
+}
+
+impl Serialize for StoreUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&masked(&self.0))
+    }
+}
+
+/// A path is shown as it is; of an address with a host, everything but its secrets.
+fn masked(url: &str) -> String {
+    const MASK: &str = "***";
+    let (scheme, _) = url.split_once(':').unwrap_or((MASK, ""));
+    if matches!(scheme, "memory" | "sqlite") {
+        return url.to_owned();
+    }
+    let Ok(mut shown) = url::Url::parse(url) else {
+        return format!("{scheme}:{MASK}");
+    };
+    if shown.password().is_some() && shown.set_password(Some(MASK)).is_err() {
+        return format!("{scheme}:{MASK}");
+    }
+    let pairs: Vec<(String, String)> = shown.query_pairs().into_owned().collect();
+    if pairs.iter().any(|(key, _)| key == "password") {
+        let safe = pairs
+            .iter()
+            .map(|(key, value)| (key, if key == "password" { MASK } else { value }));
+        shown.query_pairs_mut().clear().extend_pairs(safe);
+    }
+    shown.into()
+}
+
+/// Opens the store at `url`: `sqlite://PATH`, `postgres://USER:PASSWORD@HOST/DATABASE` or `memory:`. Its schema is brought
+/// up to date, and runs that a process which is no more left running are marked interrupted.
 ///
 /// # Errors
 /// A URL of no store, or a store that cannot be opened; its file is left as it was.
@@ -43,9 +100,14 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         ("memory", _) => Ok(Arc::new(memory::Memory::default())),
         #[cfg(feature = "sqlite")]
         ("sqlite", path) if !path.is_empty() => Ok(Arc::new(sqlite::Sqlite::open(path).await?)),
+        #[cfg(feature = "postgres")]
+        ("postgres" | "postgresql", _) => Ok(Arc::new(postgres::Postgres::open(url).await?)),
         _ => Err(Error::new(
             ErrorCode::StoreUnavailable,
-            format!("{url:?} is no store; it is sqlite://PATH or memory:"),
+            format!(
+                "{:?} is no store; it is sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or memory:",
+                masked(url)
+            ),
         )),
     }
 }
@@ -65,4 +127,34 @@ pub(crate) fn conflict() -> Error {
         ErrorCode::SessionBusy,
         "The session was changed by somebody else while this run went on.",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_without_its_secrets() {
+        for (url, shown) in [
+            ("memory:", "memory:"),
+            ("sqlite://data/a@b.db", "sqlite://data/a@b.db"),
+            ("postgres://ada@db/chats", "postgres://ada@db/chats"),
+            (
+                "postgres://ada:canary@db:5433/chats?lease=5s",
+                "postgres://ada:***@db:5433/chats?lease=5s",
+            ),
+            (
+                "postgresql://db/chats?user=ada&password=canary&sslmode=require",
+                "postgresql://db/chats?user=ada&password=***&sslmode=require",
+            ),
+            ("postgres://ada:canary@db:notaport/x", "postgres:***"),
+            ("postgress://ada:canary@db/x", "postgress://ada:***@db/x"),
+            ("canary", "***:***"),
+        ] {
+            let url = StoreUrl(url.to_owned());
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), format!("{shown:?}"));
+            assert_eq!(serde_json::to_value(&url).unwrap(), shown);
+        }
+    }
 }

@@ -26,6 +26,7 @@ mod walls;
 mod artifacts;
 mod browser;
 mod process;
+mod replicas;
 mod runs;
 mod sessions;
 mod stores;

@@ -12,10 +12,12 @@ use sluicegate::store::{
 };
 use tempfile::TempDir;
 
-/// A store, and the folder that goes with it.
-struct Kept {
-    store: Arc<dyn Store>,
+/// A store, and the folder and the database that go with it.
+pub(crate) struct Kept {
+    pub(crate) store: Arc<dyn Store>,
     folder: TempDir,
+    #[expect(dead_code, reason = "dropped with the store, and after it")]
+    database: Option<Database>,
 }
 
 impl std::ops::Deref for Kept {
@@ -26,12 +28,87 @@ impl std::ops::Deref for Kept {
     }
 }
 
-/// Opens a fresh store; `FOLDER` in the URL is a folder of its own.
-async fn fresh(url: &str) -> Option<Kept> {
+/// Opens a fresh store; `FOLDER` in the URL is a folder of its own, `DATABASE` a database. `None`: there is no server.
+pub(crate) async fn fresh(url: &str) -> Option<Kept> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let url = url.replace("FOLDER", folder.path().to_str().expect("a plain path"));
+    let database = match url {
+        "DATABASE" => Some(Database::make().await?),
+        _ => None,
+    };
+    let url = match &database {
+        Some(database) => database.url(""),
+        None => url.replace("FOLDER", folder.path().to_str().expect("a plain path")),
+    };
     let store = store::open(&url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
-    Some(Kept { store, folder })
+    Some(Kept {
+        store,
+        folder,
+        database,
+    })
+}
+
+/// A database of a test's own, on the server that `scripts/with-postgres` started.
+pub(crate) struct Database {
+    server: url::Url,
+    name: String,
+}
+
+impl Database {
+    /// `None`, loudly, where there is no server; in CI that is an error.
+    pub(crate) async fn make() -> Option<Self> {
+        let Ok(server) = std::env::var("SLUICEGATE_TEST_POSTGRES") else {
+            assert!(std::env::var_os("CI").is_none(), "SLUICEGATE_TEST_POSTGRES is not set");
+            eprintln!("!!! SKIPPED: no SLUICEGATE_TEST_POSTGRES; scripts/with-postgres starts a server");
+            return None;
+        };
+        let database = Self {
+            server: server.parse().expect("the server's address"),
+            name: format!("t{}", RunId::new().to_string().replace('-', "")),
+        };
+        database.command(format!("CREATE DATABASE {}", database.name)).await;
+        Some(database)
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self, query: &str) -> String {
+        let mut url = self.server.clone();
+        url.set_path(&self.name);
+        url.set_query(Some(query).filter(|query| !query.is_empty()));
+        url.into()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A connection of somebody else's.
+    pub(crate) async fn look(&self) -> sqlx::PgConnection {
+        <sqlx::PgConnection as sqlx::Connection>::connect(&self.url(""))
+            .await
+            .expect("a database that can be looked at")
+    }
+
+    pub(crate) async fn command(&self, command: String) {
+        let mut db = <sqlx::PgConnection as sqlx::Connection>::connect(self.server.as_str())
+            .await
+            .expect("a server");
+        let command = sqlx::query(sqlx::AssertSqlSafe(command));
+        command.execute(&mut db).await.expect("a database made or dropped");
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(self.command(format!("DROP DATABASE {} WITH (FORCE)", self.name)));
+            });
+        });
+    }
 }
 
 /// Which stores there are.
@@ -84,17 +161,18 @@ macro_rules! suite {
 every_store! {
     sqlite "sqlite://FOLDER/store.db";
     memory "memory:";
+    postgres "DATABASE";
 }
 
-fn ada() -> Principal {
+pub(crate) fn ada() -> Principal {
     Principal::named("ada")
 }
 
-fn id(text: &str) -> SessionId {
+pub(crate) fn id(text: &str) -> SessionId {
     text.parse().expect("a session's id")
 }
 
-fn run(principal: &Principal, session: &SessionId, created_at: i64) -> RunRecord {
+pub(crate) fn run(principal: &Principal, session: &SessionId, created_at: i64) -> RunRecord {
     RunRecord {
         id: RunId::new(),
         principal: principal.clone(),
@@ -109,7 +187,7 @@ fn run(principal: &Principal, session: &SessionId, created_at: i64) -> RunRecord
     }
 }
 
-fn end(ended_at: i64) -> RunEnd {
+pub(crate) fn end(ended_at: i64) -> RunEnd {
     RunEnd {
         calls: vec![],
         ended_at,
@@ -120,14 +198,14 @@ fn end(ended_at: i64) -> RunEnd {
     }
 }
 
-fn turn(number: usize) -> [Message; 2] {
+pub(crate) fn turn(number: usize) -> [Message; 2] {
     [
         Message::user(format!("question {number}"), vec![]),
         Message::assistant(format!("answer {number}"), vec![]),
     ]
 }
 
-fn commit<'a>(run: &'a RunRecord, after_version: i64, messages: &'a [Message]) -> Commit<'a> {
+pub(crate) fn commit<'a>(run: &'a RunRecord, after_version: i64, messages: &'a [Message]) -> Commit<'a> {
     Commit {
         principal: &run.principal,
         session: &run.session_id,
@@ -138,14 +216,14 @@ fn commit<'a>(run: &'a RunRecord, after_version: i64, messages: &'a [Message]) -
 }
 
 /// A run gets its session at once, at the version that is returned.
-async fn begin(store: &Kept, run: &RunRecord, user: &str) -> i64 {
+pub(crate) async fn begin(store: &Kept, run: &RunRecord, user: &str) -> i64 {
     match store.begin(run, user, Entry::Alone).await.expect("a beginning") {
         Begun::At(version) => version,
         other => panic!("{other:?}"),
     }
 }
 
-async fn fail(store: &Kept, run: &RunRecord) {
+pub(crate) async fn fail(store: &Kept, run: &RunRecord) {
     store
         .end(run.id, RunStatus::Failed, &end(2_000), None)
         .await
@@ -153,7 +231,7 @@ async fn fail(store: &Kept, run: &RunRecord) {
 }
 
 /// A whole turn: a run that begins and completes.
-async fn add(store: &Kept, principal: &Principal, session: &SessionId, messages: &[Message]) -> RunRecord {
+pub(crate) async fn add(store: &Kept, principal: &Principal, session: &SessionId, messages: &[Message]) -> RunRecord {
     let run = run(principal, session, 1_000);
     let version = begin(store, &run, "user").await;
     let commit = commit(&run, version, messages);
@@ -164,12 +242,12 @@ async fn add(store: &Kept, principal: &Principal, session: &SessionId, messages:
     run
 }
 
-async fn session(store: &Kept, principal: &Principal, id: &SessionId) -> Option<Session> {
+pub(crate) async fn session(store: &Kept, principal: &Principal, id: &SessionId) -> Option<Session> {
     store.session(principal, id).await.expect("a store that can be read")
 }
 
 /// The session's messages as `(content, status)`.
-async fn said(store: &Kept, principal: &Principal, id: &SessionId) -> Vec<(String, MessageStatus)> {
+pub(crate) async fn said(store: &Kept, principal: &Principal, id: &SessionId) -> Vec<(String, MessageStatus)> {
     let messages = store
         .messages(principal, id, 0, 1_000)
         .await
@@ -180,7 +258,7 @@ async fn said(store: &Kept, principal: &Principal, id: &SessionId) -> Vec<(Strin
         .collect()
 }
 
-fn code<T: std::fmt::Debug>(outcome: Result<T, Error>) -> ErrorCode {
+pub(crate) fn code<T: std::fmt::Debug>(outcome: Result<T, Error>) -> ErrorCode {
     outcome.expect_err("a refusal").code
 }
 
@@ -846,6 +924,7 @@ mod the_file {
         Kept {
             store: store::open(&url).await.unwrap(),
             folder,
+            database: None,
         }
     }
 
@@ -995,6 +1074,7 @@ mod the_file {
         let store = Kept {
             store: store::open(&url).await.unwrap(),
             folder,
+            database: None,
         };
         add(&store, &ada(), &id("s"), &turn(1)).await;
         store.close().await;

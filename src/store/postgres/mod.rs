@@ -1,0 +1,287 @@
+//! PostgreSQL: one database for several gateways.
+//!
+//! What one process may leave to its register of runs is decided here by rows: who holds a session, which run an
+//! idempotency key means, and which gateways live (`replica.rs`). A turn is one transaction. Nothing waits for a server
+//! that does not answer: every operation has a deadline, the server gives up on statements by itself, and a connection
+//! that was left in the middle of something is thrown away instead of given back.
+
+use std::{
+    ops::{Deref, DerefMut},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool, Row, SqlSafeStr,
+    migrate::{Migration, MigrationType, Migrator},
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+};
+use tokio::time::Instant;
+
+use self::replica::Replica;
+use super::{
+    Store,
+    sql::{Columns, broken, unavailable},
+};
+use crate::error::{Error, ErrorCode};
+
+mod artifacts;
+mod replica;
+mod runs;
+mod sessions;
+
+/// Connections of a gateway's, beside the one that says that it lives.
+const CONNECTIONS: u32 = 16;
+/// How long an operation may wait for a connection, a new one included.
+const ACQUIRE: Duration = Duration::from_secs(5);
+/// How long one may take altogether. Shorter than what a run waits for its turn to be written.
+const PATIENCE: Duration = Duration::from_secs(9);
+/// How long what failed in passing (the server restarts, two deadlocked) is tried again, and after what pause.
+const AGAIN: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
+/// A connection that was idle for this long is asked whether it still works, and this is how long it may take to say so.
+const IDLE: Duration = Duration::from_secs(1);
+const PROBE: Duration = Duration::from_millis(500);
+/// How long the schema may take to be brought up to date, other gateways' turns included.
+const MIGRATIONS: Duration = Duration::from_secs(120);
+/// How long the store may take to close.
+const CLOSE: Duration = Duration::from_secs(5);
+/// What the server is asked for. It gives up on what has no reader any more, and locks of a gateway that vanished go. A
+/// turn is on the disk when it is acknowledged, whatever the database's default.
+const SERVER: [(&str, &str); 5] = [
+    ("synchronous_commit", "on"),
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("default_transaction_isolation", "read committed"),
+];
+/// For how long a gateway that says nothing is believed to live, unless the address says `lease=…`.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// The schema's history. A file that has been released is never changed.
+fn migrations() -> Migrator {
+    let simple = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        simple(
+            1,
+            "sessions and runs",
+            include_str!("../../../migrations/postgres/0001_sessions_and_runs.sql"),
+        ),
+        simple(
+            2,
+            "artifacts",
+            include_str!("../../../migrations/postgres/0002_artifacts.sql"),
+        ),
+    ])
+}
+
+/// The store.
+pub struct Postgres {
+    pool: PgPool,
+    replica: Arc<Replica>,
+}
+
+impl Postgres {
+    /// Opens the database, brings its schema up to date (one gateway after the other), and says that this gateway lives.
+    /// `lease=` in the address, a duration, is for how long a gateway is believed to live that says nothing.
+    ///
+    /// # Errors
+    /// Whatever is in the way: the address, the server, a schema of a newer version, an encoding that cannot hold every text.
+    pub async fn open(url: &str) -> Result<Self, Error> {
+        let (url, lease) = address(url)?;
+        let options = PgConnectOptions::from_str(url.as_str()).map_err(|_| {
+            Error::new(
+                ErrorCode::StoreUnavailable,
+                "store.url is not an address of a PostgreSQL database",
+            )
+        })?;
+        let database = options.get_database().unwrap_or("of the user's name").to_owned();
+        let whose = format!(
+            "the database {database} at {}:{}",
+            options.get_host(),
+            options.get_port()
+        );
+        let options = match options.get_application_name() {
+            Some(_) => options,
+            None => options.application_name("sluicegate"),
+        };
+        let migrated = tokio::time::timeout(MIGRATIONS, migrate(&options, &whose)).await;
+        migrated.map_err(|_| unavailable(&whose, "its schema could not be brought up to date in time"))??;
+
+        let options = options.options(SERVER);
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE)
+            .test_before_acquire(false)
+            .before_acquire(|db, about| {
+                Box::pin(async move {
+                    if about.idle_for < IDLE {
+                        return Ok(true);
+                    }
+                    Ok(matches!(tokio::time::timeout(PROBE, db.ping()).await, Ok(Ok(()))))
+                })
+            })
+            .connect_lazy_with(options.clone());
+        let replica = Replica::begin(options, lease)
+            .await
+            .map_err(|e| unavailable(&whose, e))?;
+        Ok(Self { pool, replica })
+    }
+
+    /// Does something until it is done, cannot be done, or has taken too long. What fails in passing is tried again, so it
+    /// must be safe to do twice; it is told which attempt it is, from 1.
+    async fn patiently<T, F>(&self, work: impl Fn(u32) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, sqlx::Error>>,
+    {
+        let began = Instant::now();
+        for attempt in 1.. {
+            match tokio::time::timeout_at(began + PATIENCE, work(attempt)).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(error)) if passing(&error) && began.elapsed() < AGAIN => tokio::time::sleep(PAUSE).await,
+                Ok(Err(error)) => return Err(broken(&error)),
+                Err(_) => break,
+            }
+        }
+        Err(Error::new(
+            ErrorCode::StoreUnavailable,
+            "The store did not answer in time.",
+        ))
+    }
+
+    /// A connection.
+    async fn lend(&self) -> Result<Lent, sqlx::Error> {
+        let db = self.pool.acquire().await?;
+        Ok(Lent { db, whole: false })
+    }
+}
+
+/// A connection that goes back to the pool only if whoever had it says that it is whole. Who was dropped in the middle of
+/// a statement, or failed in a transaction, leaves one that nobody should wait for.
+struct Lent {
+    db: PoolConnection<sqlx::Postgres>,
+    whole: bool,
+}
+
+impl Lent {
+    /// Gives it back.
+    fn back(mut self) {
+        self.whole = true;
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.db
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.db
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.db.close_on_drop();
+        }
+    }
+}
+
+/// Whether the same may succeed in a moment.
+fn passing(error: &sqlx::Error) -> bool {
+    match error {
+        // A connection that closes while it is being made looks like a server that talks nonsense.
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            matches!(
+                &*code,
+                // serialization_failure, deadlock_detected; a session that was erased while its run began; shutdowns
+                "40001" | "40P01" | "23503" | "57P01" | "57P02" | "57P03"
+            ) || code.starts_with("08")
+        }),
+        _ => false,
+    }
+}
+
+/// Takes our own parameter out of the address.
+fn address(text: &str) -> Result<(url::Url, Duration), Error> {
+    let wrong = |what: &str| Error::new(ErrorCode::StoreUnavailable, format!("store.url: {what}"));
+    let mut url = url::Url::parse(text).map_err(|e| wrong(&e.to_string()))?;
+    let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+    let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(key, _)| key == "lease");
+    let Some((_, lease)) = ours.first() else {
+        return Ok((url, LEASE));
+    };
+    let lease = lease
+        .parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|lease| Duration::try_from(lease).ok())
+        .filter(|lease| (Duration::from_millis(500)..=Duration::from_secs(600)).contains(lease))
+        .ok_or_else(|| wrong("lease must be a duration between 500ms and 10m"))?;
+    match theirs.is_empty() {
+        true => url.set_query(None),
+        false => drop(url.query_pairs_mut().clear().extend_pairs(theirs)),
+    }
+    Ok((url, lease))
+}
+
+/// Brings the schema up to date. Gateways that start at once do so one after the other; the driver's own lock sees to it.
+async fn migrate(options: &PgConnectOptions, whose: &str) -> Result<(), Error> {
+    let connected = tokio::time::timeout(ACQUIRE, options.connect()).await;
+    let mut db = connected
+        .map_err(|_| unavailable(whose, "it did not answer in time"))?
+        .map_err(|e| unavailable(whose, e))?;
+    let encoding: Result<String, _> = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut db).await;
+    let encoding = encoding.map_err(|e| unavailable(whose, e))?;
+    if encoding != "UTF8" {
+        return Err(unavailable(
+            whose,
+            format!("its encoding must be UTF8, and is {encoding}"),
+        ));
+    }
+    let migrated = migrations().run(&mut db).await;
+    migrated.map_err(|e| unavailable(&format!("{whose} has a schema of another version"), e))?;
+    let _ = db.close().await; // it has done what it was for
+    Ok(())
+}
+
+impl Columns for PgRow {
+    fn text(&self, column: &'static str) -> Result<Option<String>, sqlx::Error> {
+        self.try_get(column)
+    }
+
+    fn number(&self, column: &'static str) -> Result<Option<i64>, sqlx::Error> {
+        self.try_get(column)
+    }
+}
+
+impl Store for Postgres {
+    /// A write, because a server that only reads (a standby, a full disk) is of no use here.
+    fn ready(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.patiently(|_| async {
+            let mut db = self.lend().await?;
+            self.replica.beat(&mut db).await?;
+            db.back();
+            Ok(())
+        }))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.replica.end().await;
+            if tokio::time::timeout(CLOSE, self.pool.close()).await.is_err() {
+                tracing::warn!("the store was not closed cleanly; nothing that was acknowledged is lost");
+            }
+        })
+    }
+}
