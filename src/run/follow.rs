@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Interest, Reader, Run, Runs};
+use super::{Interest, Reader, Run, Runs, elsewhere};
 use crate::{
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
@@ -60,6 +60,9 @@ impl Runs {
             return follow_log(run, after);
         }
         let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
+        if self.goes_on_elsewhere(&record) {
+            return Err(elsewhere());
+        }
         let end = ending(&record);
         if after.is_some() && after == end.last_seq {
             return Ok(Follow::Nothing);
@@ -103,9 +106,25 @@ impl Runs {
             Some(run) => Ok(glance_at(&run)),
             None => {
                 let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
-                Ok(glance_back(record))
+                let goes_on = self.goes_on_elsewhere(&record);
+                let glance = glance_back(record);
+                Ok(match goes_on {
+                    true => Glance {
+                        status: RunStatus::Running,
+                        ended_at: None,
+                        error: None,
+                        ..glance
+                    },
+                    false => glance,
+                })
             }
         }
+    }
+
+    /// Whether a run that is not here is under way at another gateway. In a store that nobody else has, a row that says so
+    /// is one whose end could not be written down.
+    fn goes_on_elsewhere(&self, record: &RunRecord) -> bool {
+        record.status == RunStatus::Running && self.store.shared()
     }
 
     /// Stops a run, and waits a moment for it to have stopped.
@@ -119,6 +138,7 @@ impl Runs {
         }
         let glance = self.glance(principal, id).await?;
         match glance.status {
+            RunStatus::Running if self.registry.get(principal, id).is_none() => Err(elsewhere()),
             RunStatus::Running | RunStatus::Cancelled => Ok(glance),
             _ => Err(Error {
                 run_id: Some(id),

@@ -234,6 +234,12 @@ impl Runs {
     }
 }
 
+/// A run goes on in another process, and so does its log: until logs are shared, nobody here can read or stop it.
+fn elsewhere() -> Error {
+    let elsewhere = "This run goes on at another gateway; what it came to can be read here when it has ended.";
+    Error::new(ErrorCode::StoreUnavailable, elsewhere).retry_after(Duration::from_secs(1))
+}
+
 /// What a run that the gateway's going down ended is told.
 fn shutting_down() -> Error {
     Error::new(

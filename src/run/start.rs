@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     OnDisconnect, Run, Runs,
     drive::Driven,
+    elsewhere,
     log::Log,
     registry::{Admission, same_request, session_busy},
 };
@@ -225,10 +225,7 @@ impl Runs {
                 return Ok(kept);
             }
         }
-        // It goes on, and its log is in another process: until logs are shared, nobody here can read along.
-        let elsewhere =
-            "This request's run goes on at another gateway; its answer can be read here when it is complete.";
-        Err(Error::new(ErrorCode::StoreUnavailable, elsewhere).retry_after(Duration::from_secs(1)))
+        Err(elsewhere())
     }
 
     /// Who is asked, in order: the model, then the agent's fallbacks, unless the request named a model.

@@ -28,6 +28,10 @@ pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, Sto
 
 /// Sessions, runs and the records of files together: they are written in the same transactions.
 pub trait Store: SessionStore + RunStore + ArtifactStore {
+    /// Whether other gateways may have runs in it that go on.
+    fn shared(&self) -> bool {
+        false
+    }
     /// Whether it can be reached and written to.
     fn ready(&self) -> futures_util::future::BoxFuture<'_, Result<(), Error>>;
     /// Writes what is open and closes it.

@@ -266,6 +266,10 @@ impl Columns for PgRow {
 }
 
 impl Store for Postgres {
+    fn shared(&self) -> bool {
+        true
+    }
+
     /// A write, because a server that only reads (a standby, a full disk) is of no use here.
     fn ready(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.patiently(|_| async {
