@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use serde_json::json;
 use sluicegate::chat::{Message, Principal, SessionId};
 use sluicegate::error::ErrorCode;
 use sluicegate::store::{self, Begun, Entry, KEY_LIFE, RunRecord, RunStatus, Store};
@@ -13,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::house::{Call, Gate, Process, Script, Upstream, get, openai, post};
 use crate::stores::{Database, ada, code, commit, end, id, run, turn};
 
 type Shared = Arc<dyn Store>;
@@ -566,6 +568,69 @@ async fn a_server_that_is_gone_or_silent_is_said_so_in_time_and_is_found_again()
         complete(&store, &next, version, &messages).await.unwrap();
         join_all([store.close(), direct.close()]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_may_go_on_at_another_gateway() {
+    let Some(database) = Database::make().await else { return };
+    let gate = Gate::new("never");
+    let upstream = Upstream::start([
+        openai::answer(&["one"]),
+        openai::answer(&["two"]),
+        Script::sse().role().say("thr").wait(&gate),
+        openai::answer(&["four"]),
+    ])
+    .await;
+    let (url, base_url) = (database.url(LEASE), upstream.base_url());
+    let env = [
+        ("OPENAI_API_KEY", "test-key"),
+        ("OPENAI_BASE_URL", &base_url),
+        ("SLUICEGATE_MODEL", "openai/test-model"),
+        ("SLUICEGATE__STORE__URL", &url),
+    ];
+    let (mut a, b) = (Process::start(&env, &[]).await, Process::start(&env, &[]).await);
+    let ask = |path: &str, key: &str| {
+        let call = Call::post(path).json(&json!({"message": "Hi", "session_id": "s"}));
+        call.header("Idempotency-Key", key)
+    };
+    let first = ask("/chat", "k1").to(&a).await.expect(200).await.json().await;
+    let second = ask("/chat", "k2").to(&b).await.expect(200).await.json().await;
+    assert_eq!((&first["content"], &second["content"]), (&json!("one"), &json!("two")));
+    let replayed = ask("/chat", "k1").to(&b).await.expect(200).await.json().await;
+    assert_eq!(
+        (&replayed["run_id"], &replayed["content"]),
+        (&first["run_id"], &json!("one"))
+    );
+    // One run at a time, wherever.
+    let mut stream = ask("/chat/sse", "k3").to(&a).await;
+    stream.next_event_named("token").await;
+    let run = stream.header("x-run-id").to_owned();
+    let busy = post(&b, "/chat", json!({"message": "Hi", "session_id": "s"})).await;
+    let busy = busy.expect(409).await.problem_object().await;
+    assert_eq!((&busy["code"], &busy["run_id"]), (&json!("session_busy"), &json!(run)));
+    let elsewhere = ask("/chat", "k3").to(&b).await;
+    assert_eq!(elsewhere.header("retry-after"), "1");
+    assert_eq!(elsewhere.expect(503).await.problem().await, "store_unavailable");
+    let row = get(&b, &format!("/runs/{run}")).await.expect(200).await.json().await;
+    assert_eq!((&row["status"], &row["ended_at"]), (&json!("running"), &json!(null)));
+    for call in [
+        Call::get(&format!("/runs/{run}/events")),
+        Call::post(&format!("/runs/{run}/cancel")),
+    ] {
+        assert_eq!(call.to(&b).await.expect(503).await.problem().await, "store_unavailable");
+    }
+    assert_eq!(upstream.calls(), 3);
+    // Its gateway dies, and somebody else says so.
+    a.kill9().await;
+    eventually("the run is interrupted", async || {
+        let row = get(&b, &format!("/runs/{run}")).await.expect(200).await.json().await;
+        row["status"] == "interrupted"
+    })
+    .await;
+    let fourth = ask("/chat", "k3").to(&b).await.expect(200).await.json().await;
+    assert_eq!(fourth["content"], "four");
+    let messages = get(&b, "/sessions/s/messages").await.expect(200).await.json().await;
+    assert_eq!(messages["messages"].as_array().unwrap().len(), 6);
 }
 
 /// What a proxy does with the bytes between a store and its server.

@@ -532,6 +532,27 @@ async fn an_empty_variable_is_none_for_the_program_too() {
 }
 
 #[tokio::test]
+async fn the_password_of_a_database_is_shown_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = [("SLUICEGATE__STORE__URL", "postgres://ada:canary-7f3a@127.0.0.1:1/chats")];
+    let shown = program(folder.path(), &env, &["check-config"]).await;
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(
+        shown.out.contains("postgres://ada:***@127.0.0.1:1/chats"),
+        "{}",
+        shown.out
+    );
+    let started = program(folder.path(), &env, &[]).await;
+    assert!(started.code != 0 && started.err.contains("127.0.0.1:1"), "{started:?}");
+    for outcome in [&shown, &started] {
+        assert!(
+            !outcome.out.contains(CANARY) && !outcome.err.contains(CANARY),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_variables_and_flags_of_the_program_do_what_they_say() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("a.toml"), "[runs]\ndetach_grace = \"7s\"").unwrap();

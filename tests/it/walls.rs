@@ -45,7 +45,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "config",
-        "agent chat http provider run telemetry tool",
+        "agent chat http provider run store telemetry tool",
         "it makes the settings of all that has some",
     ),
     (
