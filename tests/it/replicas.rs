@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::house::{Call, Gate, Process, Script, Upstream, get, openai, post};
-use crate::stores::{Database, ada, code, commit, end, id, run, turn};
+use crate::stores::{Database, ada, code, commit, end, id, record as file, run, turn};
 
 type Shared = Arc<dyn Store>;
 
@@ -352,6 +352,55 @@ async fn a_gateway_that_was_believed_dead_writes_nothing_of_those_runs() {
         said(&quick, &lost).await,
         ["question 2", "answer 2", "question 3", "answer 3"]
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_erased_here_is_not_half_made_there() {
+    let Some(database) = Database::make().await else { return };
+    let (here, there) = (open(&database).await, open(&database).await);
+    let mut db = database.look().await;
+    let (mut erased_first, mut made_first) = (0, 0);
+    for round in 0..60 {
+        let s = id(&format!("s{round}"));
+        let record = run(&ada(), &s, 1_000);
+        assert!(matches!(alone(&here, &record).await, Begun::At(_)));
+        let file = file(&record);
+        let ada = ada();
+        let ((), announced) = tokio::join!(
+            async {
+                tokio::time::sleep(Duration::from_micros(fastrand::u64(0..1_500))).await;
+                there.delete(&ada, &s).await.unwrap();
+            },
+            async { here.announce(&file, i64::MAX).await.unwrap() && here.keep(&file, None).await.unwrap() },
+        );
+        match announced {
+            true => made_first += 1,
+            false => erased_first += 1,
+        }
+        assert_eq!(here.artifact(&ada, file.artifact.id).await.unwrap(), None);
+        let kept: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM artifacts WHERE erase_after IS NULL OR session_id IS NOT NULL")
+                .fetch_one(&mut db)
+                .await
+                .unwrap();
+        assert_eq!(kept, 0, "{announced}: nobody would ever erase it");
+    }
+    assert!(erased_first > 0, "{erased_first} {made_first}");
+    // Nor does a session expire under a run that begins.
+    for round in 0..60 {
+        let s = id(&format!("e{round}"));
+        let old = run(&ada(), &s, 1_000);
+        assert!(matches!(alone(&here, &old).await, Begun::At(_)));
+        give_up(&here, &old).await;
+        let next = run(&ada(), &s, i64::MAX);
+        let (begun, expired) = tokio::join!(alone(&here, &next), async {
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(0..1_500))).await;
+            there.expire(2_000).await.unwrap()
+        });
+        let Begun::At(version) = begun else { panic!("{begun:?}") };
+        assert_eq!(status(&here, &next).await, RunStatus::Running, "{expired} expired");
+        complete(&here, &next, version, &turn(round)).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1103,7 +1103,7 @@ mod the_file {
     }
 }
 
-fn record(run: &RunRecord) -> ArtifactRecord {
+pub(crate) fn record(run: &RunRecord) -> ArtifactRecord {
     let (name, media_type) = ("Résumé \"1\".txt".to_owned(), "text/plain".to_owned());
     ArtifactRecord {
         artifact: Artifact::new(ArtifactId::generate(), name, media_type, 5, "ab".repeat(32)),
