@@ -374,6 +374,7 @@ enum OnCancelWord {
 struct Sessions {
     ttl: OptionalTime,
     max_history_tokens: u64,
+    queue_patience: Time,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -605,6 +606,7 @@ impl Tree {
                 memory_limit: runs.memory_limit.0,
                 max_runs: self.limits.max_runs,
                 max_history_tokens: sessions.max_history_tokens,
+                queue_patience: sessions.queue_patience.0,
                 on_cancel: match runs.on_cancel {
                     OnCancelWord::Keep => run::OnCancel::Keep,
                     OnCancelWord::Discard => run::OnCancel::Discard,

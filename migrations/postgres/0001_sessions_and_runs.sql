@@ -48,6 +48,8 @@ CREATE TABLE runs (
     replica     text   NOT NULL,
     -- Whether it has its session, as long as it is running; otherwise it waits for it.
     holds       boolean NOT NULL,
+    -- Whether it waits before those that came earlier: it is to interrupt what holds the session.
+    front       boolean NOT NULL,
     ended_at    bigint,
     last_seq    bigint,
     usage       text,

@@ -73,6 +73,12 @@ impl Turn {
         }
     }
 
+    /// Puts what was said before in front of the turn.
+    pub fn follow_on(&mut self, before: Vec<Message>) {
+        self.before += before.len();
+        self.request.messages.splice(0..0, before);
+    }
+
     /// What this run adds to its session, the user's message first.
     #[must_use]
     pub fn added(&self) -> &[Message] {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     chat::{Image, ResponseFormat, SessionId, Settings, ToolChoice},
     error::{Error, ErrorCode},
-    run::{OnDisconnect, Order},
+    run::{OnBusy, OnDisconnect, Order},
 };
 
 /// The longest message, in characters.
@@ -31,6 +31,13 @@ const MAX_IMAGE: usize = 5 << 20;
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// What models take.
 const IMAGES: [&str; 4] = ["image/png", "image/jpeg", "image/webp", "image/gif"];
+
+/// What to do while the session is busy, by its word.
+const BUSY: [(&str, OnBusy); 3] = [
+    ("reject", OnBusy::Reject),
+    ("queue", OnBusy::Queue),
+    ("interrupt", OnBusy::Interrupt),
+];
 
 /// Which door a request came through: it decides what a disconnect means where the request does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,12 +109,12 @@ pub fn from_body(
         response_format: response_format(&mut fields)?,
         metadata: metadata(&mut fields)?,
         on_disconnect: fields.word("on_disconnect", &policies)?.unwrap_or(default),
+        on_busy: fields.word("on_busy", &BUSY)?.unwrap_or(OnBusy::Reject),
         include_reasoning: fields.truth("include_reasoning")?.unwrap_or(false),
         store,
         idempotency,
         may_name_sessions: !caller.shared,
     };
-    fields.word("on_busy", &[("reject", ())])?;
     fields.end()?;
     order.message = checked_message(message)?;
     Ok((order, data))

@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 
-use super::{Ended, OnCancel, OnDisconnect, Run, Runs, shutting_down};
+use super::{Ended, OnCancel, OnDisconnect, Run, Runs, recall::Recalled, shutting_down};
 use crate::{
     agent::{
         self, Agent, Kit, Turn,
@@ -19,6 +19,9 @@ use crate::{
 /// How long a turn may take to be written. Longer than the store's own patience.
 const COMMIT: Duration = Duration::from_secs(10);
 
+/// How often to ask whether a run that nobody reads here is still read at another gateway.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+
 /// What a run's task works with.
 pub(super) struct Driven {
     pub(super) agent: Arc<Agent>,
@@ -28,10 +31,7 @@ pub(super) struct Driven {
     /// The request's `context`.
     pub(super) facts: serde_json::Map<String, serde_json::Value>,
     pub(super) include_reasoning: bool,
-    /// The session's version that the history is of; `None` for a run that is not stored.
-    pub(super) version: Option<i64>,
-    /// Whether the history was cut.
-    pub(super) truncated: bool,
+    pub(super) recalled: Recalled,
 }
 
 impl Runs {
@@ -47,6 +47,7 @@ impl Runs {
             turn,
             tools,
             facts,
+            recalled,
             ..
         } = &mut driven;
         let shelf = self.shelf(&run);
@@ -58,8 +59,16 @@ impl Runs {
             },
             shelf: &shelf,
         };
-        let mut say = |events: &mut Vec<Event>| run.log.append(events.drain(..));
-        let work = AssertUnwindSafe(agent::answer(agent, candidates, bounds, &kit, turn, &mut say)).catch_unwind();
+        let mut say = |events: &mut Vec<Event>| self.say(&run, events.drain(..));
+        let work = async {
+            if let Recalled::Later(called) = recalled {
+                let (version, before, truncated) = Box::pin(self.called(&run, called)).await?;
+                turn.follow_on(before);
+                *recalled = Recalled::Now { version, truncated };
+            }
+            agent::answer(agent, candidates, bounds, &kit, turn, &mut say).await
+        };
+        let work = AssertUnwindSafe(work).catch_unwind();
         let outcome = tokio::select! {
             biased;
             outcome = work => match outcome {
@@ -79,11 +88,22 @@ impl Runs {
         let cancelled = |why: &str| (RunStatus::Cancelled, Error::new(ErrorCode::Cancelled, why));
         tokio::select! {
             () = run.cancel.cancelled() => cancelled("The run was cancelled."),
-            () = abandoned(run) => cancelled("The run was cancelled because nobody was reading it any more."),
+            () = self.abandoned(run) => cancelled("The run was cancelled because nobody was reading it any more."),
             () = tokio::time::sleep_until(run.began + self.limits.deadline) => {
                 (RunStatus::Failed, Error::new(ErrorCode::RunDeadline, "The run took longer than this gateway allows."))
             }
             () = self.interrupt.cancelled() => (RunStatus::Interrupted, shutting_down()),
+        }
+    }
+
+    /// Waits until nobody has been reading for as long as the run's policy admits, here or at another gateway.
+    async fn abandoned(&self, run: &Run) {
+        loop {
+            vacated(run).await;
+            match &self.fleet {
+                Some(fleet) if fleet.attended(run.id).await => tokio::time::sleep(ELSEWHERE).await,
+                _ => return,
+            }
         }
     }
 
@@ -110,10 +130,14 @@ impl Runs {
             }
             _ => None,
         };
+        let (version, truncated) = match driven.recalled {
+            Recalled::Now { version, truncated } => (Some(version), truncated),
+            Recalled::Nothing | Recalled::Later(_) | Recalled::Known(_) => (None, false),
+        };
         let commit = run
             .session_id
             .as_ref()
-            .zip(driven.version)
+            .zip(version)
             .zip(messages)
             .map(|((session, version), status)| Commit {
                 principal: &run.principal,
@@ -123,7 +147,7 @@ impl Runs {
                 status,
             });
         let committed = commit.is_some();
-        let mut done = result(run, &driven.turn, driven.truncated, status == RunStatus::Completed);
+        let mut done = result(run, &driven.turn, truncated, status == RunStatus::Completed);
         done.answer.artifact_files = files;
         let end = RunEnd {
             ended_at: jiff::Timestamp::now().as_millisecond(),
@@ -169,6 +193,7 @@ impl Runs {
                 run.end(ended, Event::Failed(error));
             }
         }
+        self.say(run, []);
     }
 
     async fn write(&self, run: &Run, status: RunStatus, end: &RunEnd, commit: Option<Commit<'_>>) -> Result<(), Error> {
@@ -180,8 +205,8 @@ impl Runs {
     }
 }
 
-/// Waits until nobody has been reading for as long as the run's policy admits.
-async fn abandoned(run: &Run) {
+/// Waits until nobody has been reading here for as long as the run's policy admits.
+async fn vacated(run: &Run) {
     // A grace begins with the run; only who has been there can leave.
     let grace = match run.on_disconnect {
         OnDisconnect::Continue => return std::future::pending().await,

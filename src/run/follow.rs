@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Interest, Reader, Run, Runs, elsewhere};
+use tokio::time::Instant;
+
+use super::{Interest, Reader, Run, Runs, elsewhere, log::out_of_sight};
+
 use crate::{
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
@@ -11,6 +14,8 @@ use crate::{
 
 /// How long to wait for a run that was told to stop.
 const STOP: Duration = Duration::from_secs(1);
+/// How long to wait for an event that was told at another gateway.
+const AHEAD: Duration = Duration::from_secs(1);
 
 /// What there is to follow.
 #[derive(Debug)]
@@ -61,7 +66,8 @@ impl Runs {
         }
         let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
         if self.goes_on_elsewhere(&record) {
-            return Err(elsewhere());
+            let fleet = self.fleet.as_ref().ok_or_else(elsewhere)?;
+            return follow_shadow(fleet.shadow(&record).await?, after).await;
         }
         let end = ending(&record);
         if after.is_some() && after == end.last_seq {
@@ -72,6 +78,18 @@ impl Runs {
             return Err(Error::new(
                 ErrorCode::ReplayExpired,
                 "This run's events are no longer kept; GET /runs/{id} has its result.",
+            ));
+        }
+        if let Some(fleet) = &self.fleet {
+            let shadow = fleet.shadow(&record).await?;
+            // One whose gateway died has no last event yet; it will be told here.
+            if shadow.log.last_event(|_| ()).is_some() || record.status == RunStatus::Interrupted {
+                return follow_shadow(shadow, after).await;
+            }
+            fleet.forget(id);
+            return Err(Error::new(
+                ErrorCode::ReplayExpired,
+                "This run's events are not all there; GET /runs/{id} has its result.",
             ));
         }
         let (seq, last) = match (record.status, end.done, end.last_seq) {
@@ -136,15 +154,39 @@ impl Runs {
             run.cancel.cancel();
             let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // it will stop; the answer need not wait
         }
-        let glance = self.glance(principal, id).await?;
+        let mut glance = self.glance(principal, id).await?;
+        if let (RunStatus::Running, Some(fleet), None) = (glance.status, &self.fleet, self.registry.any(id)) {
+            fleet.stop(id).await?;
+            let deadline = Instant::now() + STOP;
+            while glance.status == RunStatus::Running && Instant::now() < deadline {
+                tokio::time::sleep(STOP / 20).await;
+                glance = self.glance(principal, id).await?;
+            }
+        }
         match glance.status {
-            RunStatus::Running if self.registry.get(principal, id).is_none() => Err(elsewhere()),
+            RunStatus::Running if self.fleet.is_none() && self.registry.any(id).is_none() => Err(elsewhere()),
             RunStatus::Running | RunStatus::Cancelled => Ok(glance),
             _ => Err(Error {
                 run_id: Some(id),
                 ..Error::new(ErrorCode::RunFinished, "The run has ended already.")
             }),
         }
+    }
+
+    /// Stops what other gateways run in a session, and waits a moment for it to have stopped.
+    async fn stop_elsewhere(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
+        let Some(fleet) = &self.fleet else { return Ok(()) };
+        let mut running = self.store.running(principal, session).await?;
+        for run in &running {
+            // If that cannot be said, the run finds its row gone when it ends.
+            let _ = fleet.stop(*run).await;
+        }
+        let deadline = Instant::now() + STOP;
+        while !running.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(STOP / 20).await;
+            running = self.store.running(principal, session).await?;
+        }
+        Ok(())
     }
 
     /// Erases a session and everything of it; a run that goes on is cancelled first.
@@ -156,6 +198,7 @@ impl Runs {
             run.cancel.cancel();
             let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // a commit that comes later finds no session
         }
+        self.stop_elsewhere(principal, session).await?;
         self.store.delete(principal, session).await?;
         self.registry.erase(principal, session);
         self.erase_due_soon().await;
@@ -163,8 +206,24 @@ impl Runs {
     }
 }
 
+/// Follows a run of another gateway. What was told there can be some moments ahead of what is known here.
+async fn follow_shadow(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Error> {
+    let deadline = Instant::now() + AHEAD;
+    while after > run.log.last_seq() && !run.log.ended() && Instant::now() < deadline {
+        tokio::time::sleep(AHEAD / 20).await;
+    }
+    match after {
+        Some(_) if after > run.log.last_seq() && run.log.ended() => Err(Error::new(
+            ErrorCode::ReplayExpired,
+            "This run's events are not all there; GET /runs/{id} has its result.",
+        )),
+        Some(_) if after > run.log.last_seq() => Err(out_of_sight()),
+        after => follow_log(run, after),
+    }
+}
+
 fn follow_log(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Error> {
-    let (ended, last) = (run.log.ended(), run.log.last_seq());
+    let (ended, last) = (run.log.last_event(|_| ()).is_some(), run.log.last_seq());
     match after {
         Some(_) if after > last => Err(ahead()),
         Some(_) if ended && after == run.log.last_seq() => Ok(Follow::Nothing),
@@ -244,7 +303,7 @@ fn ending(record: &RunRecord) -> RunEnd {
     })
 }
 
-fn kept_error(kept: Option<serde_json::Value>) -> Error {
+pub(super) fn kept_error(kept: Option<serde_json::Value>) -> Error {
     kept.and_then(|kept| serde_json::from_value(kept).ok())
         .unwrap_or_else(interrupted)
 }

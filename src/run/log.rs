@@ -10,13 +10,17 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use serde_json::{Map, Value};
 use tokio::{sync::Notify, time::Instant};
 
 use super::Run;
-use crate::chat::Event;
+use crate::{
+    chat::Event,
+    error::{Error, ErrorCode},
+};
 
 /// What an entry costs beside its text, in bytes: an estimate, for the limit of all logs together.
 const ENTRY: usize = size_of::<Entry>();
@@ -145,17 +149,48 @@ impl Log {
         shelf.first + shelf.entries.len() as u64
     }
 
+    /// The events from number `first` on, as many as make about `limit` bytes of text, and whether there are more.
+    #[must_use]
+    pub fn since(&self, first: u64, limit: usize) -> (Vec<Event>, bool) {
+        let shelf = self.shelf();
+        let from = usize::try_from(first.saturating_sub(shelf.first)).unwrap_or(usize::MAX);
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        for at in from..shelf.entries.len() {
+            if bytes > limit {
+                return (events, true);
+            }
+            events.push(match shelf.view(at) {
+                View::Text { text, .. } => Event::Text(text.to_owned()),
+                View::Reasoning(text) => Event::Reasoning(text.to_owned()),
+                View::Other(event) => event.clone(),
+            });
+            bytes += events.last().map_or(0, size);
+        }
+        (events, false)
+    }
+
+    /// Ends a log whose last event cannot be had: its readers find its end without one.
+    pub fn give_up(&self) {
+        let mut shelf = self.shelf();
+        shelf.ended = true;
+        for seat in &mut shelf.readers {
+            if let Some(waker) = seat.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// Whether the last event is there.
     #[must_use]
     pub fn ended(&self) -> bool {
         self.shelf().ended
     }
 
-    /// Gives the last event to `look`, if the log has ended.
+    /// Gives the last event to `look`, if the log has ended with one.
     pub fn last_event<T>(&self, look: impl FnOnce(&Event) -> T) -> Option<T> {
         let shelf = self.shelf();
         match shelf.entries.last() {
-            Some(Entry::Other(event)) if shelf.ended => Some(look(event)),
+            Some(Entry::Other(event)) if event.is_last() => Some(look(event)),
             _ => None,
         }
     }
@@ -243,9 +278,19 @@ impl Shelf {
     }
 }
 
-/// What an event that is no text holds, in bytes: an estimate.
+/// What is told of a run that went on where it cannot be followed.
+pub(super) fn out_of_sight() -> Error {
+    Error::new(
+        ErrorCode::StoreUnavailable,
+        "This run's events cannot be read here any more; GET /runs/{id} has its result.",
+    )
+    .retry_after(Duration::from_secs(1))
+}
+
+/// What an event holds, in bytes: an estimate.
 fn size(event: &Event) -> usize {
     match event {
+        Event::Text(text) | Event::Reasoning(text) => text.len(),
         Event::ToolCall(call) => members(&call.arguments),
         Event::ToolResult(result) => result.content.len(),
         // The answer stands there as the content and as messages, and so do calls and their results.
@@ -336,7 +381,8 @@ impl Reader {
         std::future::poll_fn(|cx| {
             let mut shelf = self.run.log.shelf();
             match shelf.entries.last() {
-                Some(Entry::Other(event)) if shelf.ended => return Poll::Ready((**event).clone()),
+                Some(Entry::Other(event)) if event.is_last() => return Poll::Ready((**event).clone()),
+                _ if shelf.ended => return Poll::Ready(Event::Failed(out_of_sight())),
                 _ => {}
             }
             if let Some(seat) = shelf.readers.iter_mut().find(|seat| seat.id == self.seat) {

@@ -15,13 +15,15 @@ use crate::{
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
     provider::Providers,
-    store::{RunRecord, RunStatus, Store},
+    store::{RunRecord, RunStatus, Store, relay::Relay},
     tool::Tools,
 };
 
 mod drive;
+mod fleet;
 pub mod follow;
 pub mod log;
+mod recall;
 pub mod registry;
 mod shelf;
 pub mod start;
@@ -60,6 +62,8 @@ pub struct Run {
     pub(crate) cancel: CancellationToken,
     /// Cancelled: the last event is in the log.
     pub(crate) over: CancellationToken,
+    /// How far other gateways have been told of it.
+    pub(crate) mirrored: fleet::Mirrored,
     /// How it ended.
     ended: OnceLock<Ended>,
 }
@@ -116,6 +120,7 @@ impl Run {
             idempotency: record.idempotency,
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
+            mirrored: fleet::Mirrored::default(),
             ended: OnceLock::new(),
         })
     }
@@ -130,6 +135,17 @@ pub enum OnDisconnect {
     Grace(Duration),
     /// Nothing.
     Continue,
+}
+
+/// What to do while another run holds the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBusy {
+    /// Nothing: there is no run.
+    Reject,
+    /// Wait, in order of arrival.
+    Queue,
+    /// Stop the other one, then begin.
+    Interrupt,
 }
 
 /// What happens to the answer of a cancelled run.
@@ -158,6 +174,8 @@ pub struct Limits {
     pub max_history_tokens: u64,
     /// What happens to a cancelled answer.
     pub on_cancel: OnCancel,
+    /// How long a run may wait for its session.
+    pub queue_patience: Duration,
 }
 
 /// Everything that runs need: one of it, shared.
@@ -176,6 +194,8 @@ pub struct Runs {
     pub limits: Limits,
     /// Who runs.
     pub(crate) registry: registry::Registry,
+    /// The other gateways, if there are any.
+    fleet: Option<fleet::Fleet>,
     /// The tasks of all runs.
     pub(crate) tasks: TaskTracker,
     /// Cancelled: what still runs is to be interrupted.
@@ -191,6 +211,7 @@ impl Runs {
         tools: Tools,
         store: Arc<dyn Store>,
         artifacts: Artifacts,
+        relay: Option<Arc<dyn Relay>>,
         limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -201,6 +222,7 @@ impl Runs {
             artifacts: Arc::new(artifacts),
             limits,
             registry: registry::Registry::default(),
+            fleet: relay.map(fleet::Fleet::new),
             tasks: TaskTracker::new(),
             interrupt: CancellationToken::new(),
         })
@@ -226,6 +248,7 @@ impl Runs {
             self.interrupt.cancel();
             self.tasks.wait().await;
         }
+        self.tell_farewell().await;
     }
 
     /// Drops logs whose replay window has passed, for ever.

@@ -9,13 +9,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
-use super::{Limits, Run, shutting_down};
+use super::{Limits, OnBusy, Run, shutting_down};
 use crate::{
     chat::{Principal, RunId, SessionId},
     error::{Error, ErrorCode},
 };
+
+/// The most runs that may wait for one session.
+const LINE: usize = 64;
 
 /// The register.
 #[derive(Default)]
@@ -31,18 +37,35 @@ struct Books {
     closed: bool,
     running: usize,
     runs: HashMap<RunId, Arc<Run>>,
-    /// The run that holds a session.
-    sessions: HashMap<(Principal, SessionId), RunId>,
+    /// Who holds a session, and who waits for it.
+    sessions: HashMap<(Principal, SessionId), Line>,
     /// The run that a key started, while it is running or completed.
     keys: HashMap<(Principal, String), RunId>,
     /// Runs that have ended, oldest first.
     finished: VecDeque<(Instant, RunId)>,
 }
 
+/// The runs of one session.
+struct Line {
+    /// The one that holds it.
+    holder: RunId,
+    /// Those that wait, the next one first.
+    waiting: VecDeque<Waiter>,
+}
+
+struct Waiter {
+    run: RunId,
+    /// Whether it interrupts, or queues.
+    on_busy: OnBusy,
+    call: oneshot::Sender<()>,
+}
+
 /// What became of a run that asked to be let in.
 pub enum Admission {
     /// It is in; it holds its session and its key.
     Admitted,
+    /// It is in and holds its key; it will be called when it holds its session.
+    Waits(oneshot::Receiver<()>),
     /// Its key belongs to this run.
     Known(Arc<Run>),
 }
@@ -56,7 +79,7 @@ impl Registry {
     ///
     /// # Errors
     /// `shutting_down`, `overloaded`, `session_busy`, `idempotency_mismatch`.
-    pub fn admit(&self, run: &Arc<Run>, limits: &Limits) -> Result<Admission, Error> {
+    pub fn admit(&self, run: &Arc<Run>, on_busy: OnBusy, limits: &Limits) -> Result<Admission, Error> {
         let mut books = self.books();
         let key = run
             .idempotency
@@ -82,28 +105,46 @@ impl Registry {
             };
             books.forget(oldest);
         }
+        let mut admission = Admission::Admitted;
         if let Some(id) = &run.session_id {
             let session = (run.principal.clone(), id.clone());
-            if let Some(active) = books.sessions.get(&session) {
-                return Err(session_busy(*active));
+            let books = &mut *books;
+            match books.sessions.get_mut(&session) {
+                None => {
+                    let (holder, waiting) = (run.id, VecDeque::new());
+                    books.sessions.insert(session, Line { holder, waiting });
+                }
+                Some(line) if on_busy == OnBusy::Reject || line.waiting.len() >= LINE => {
+                    return Err(session_busy(line.holder));
+                }
+                Some(line) => {
+                    for stopped in line.interrupted_by(on_busy) {
+                        if let Some(stopped) = books.runs.get(&stopped) {
+                            stopped.cancel.cancel();
+                        }
+                    }
+                    admission = Admission::Waits(line.join(run.id, on_busy));
+                }
             }
-            books.sessions.insert(session, run.id);
         }
         if let Some(key) = key {
             books.keys.insert(key, run.id);
         }
         books.running += 1;
         books.runs.insert(run.id, run.clone());
-        Ok(Admission::Admitted)
+        Ok(admission)
     }
 
-    /// The run lets go of its session and of its place among those that run: called before its last event is told, so
-    /// that who reads it can go on at once.
+    /// The run lets go of its session, or of its place in the line for it, and of its place among those that run: called
+    /// before its last event is told, so that who reads it can go on at once.
     pub fn release(&self, run: &Run, keep_key: bool) {
         let mut books = self.books();
         books.running -= 1;
         if let Some(id) = &run.session_id {
-            books.sessions.remove(&(run.principal.clone(), id.clone()));
+            let session = (run.principal.clone(), id.clone());
+            if books.sessions.get_mut(&session).is_some_and(|line| !line.leave(run.id)) {
+                books.sessions.remove(&session);
+            }
         }
         if let Some((key, _)) = run.idempotency.as_ref().filter(|_| !keep_key) {
             books.keys.remove(&(run.principal.clone(), key.clone()));
@@ -129,6 +170,11 @@ impl Registry {
             .get(&id)
             .filter(|run| run.principal == *principal)
             .cloned()
+    }
+
+    /// A run whose log is held, whosever it is.
+    pub fn any(&self, id: RunId) -> Option<Arc<Run>> {
+        self.books().runs.get(&id).cloned()
     }
 
     /// The run that a key started.
@@ -191,6 +237,49 @@ impl Registry {
                 None => self.ended.notified().await,
             }
         }
+    }
+}
+
+impl Line {
+    /// The runs that a newcomer stops: the one that holds the session, and those that were to stop it and have not begun.
+    fn interrupted_by(&self, on_busy: OnBusy) -> Vec<RunId> {
+        match on_busy {
+            OnBusy::Interrupt => {
+                let others = self.waiting.iter().filter(|w| w.on_busy == OnBusy::Interrupt);
+                [self.holder].into_iter().chain(others.map(|w| w.run)).collect()
+            }
+            OnBusy::Reject | OnBusy::Queue => Vec::new(),
+        }
+    }
+
+    /// A newcomer's place: at the end, or, if it interrupts, before all that queue.
+    fn join(&mut self, run: RunId, on_busy: OnBusy) -> oneshot::Receiver<()> {
+        let (call, called) = oneshot::channel();
+        let place = match on_busy {
+            OnBusy::Interrupt => self
+                .waiting
+                .iter()
+                .take_while(|w| w.on_busy == OnBusy::Interrupt)
+                .count(),
+            OnBusy::Reject | OnBusy::Queue => self.waiting.len(),
+        };
+        self.waiting.insert(place, Waiter { run, on_busy, call });
+        called
+    }
+
+    /// A run goes; if it held the session, the next one does. False if nobody does.
+    fn leave(&mut self, run: RunId) -> bool {
+        self.waiting.retain(|waiter| waiter.run != run);
+        if self.holder != run {
+            return true;
+        }
+        while let Some(next) = self.waiting.pop_front() {
+            self.holder = next.run;
+            if next.call.send(()).is_ok() {
+                return true;
+            }
+        }
+        false
     }
 }
 

@@ -9,11 +9,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    OnDisconnect, Run, Runs,
+    OnBusy, OnDisconnect, Run, Runs,
     drive::Driven,
     elsewhere,
+    fleet::Mirrored,
     log::Log,
-    registry::{Admission, same_request, session_busy},
+    recall::{Asked, Recalled},
+    registry::{Admission, same_request},
 };
 use crate::{
     agent::{Agent, Form, ModelRef, Turn, form::fitted, step::Candidate},
@@ -21,7 +23,7 @@ use crate::{
         ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice, history,
     },
     error::{Error, ErrorCode},
-    store::{Begun, Entry, KEY_LIFE, RunRecord, RunStatus},
+    store::{KEY_LIFE, RunRecord, RunStatus},
 };
 
 /// What a client orders: checked for its form, not yet for what is there.
@@ -53,6 +55,8 @@ pub struct Order {
     pub metadata: BTreeMap<String, String>,
     /// What the last reader's leaving means.
     pub on_disconnect: OnDisconnect,
+    /// What to do while another run holds the session.
+    pub on_busy: OnBusy,
     /// Whether thinking is told.
     pub include_reasoning: bool,
     /// Whether anything is kept.
@@ -127,11 +131,14 @@ impl Runs {
             idempotency: order.idempotency,
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
+            mirrored: Mirrored::default(),
             ended: OnceLock::new(),
         });
-        if let Admission::Known(known) = self.registry.admit(&run, &self.limits)? {
-            return Ok(known);
-        }
+        let called = match self.registry.admit(&run, order.on_busy, &self.limits)? {
+            Admission::Admitted => None,
+            Admission::Waits(called) => Some(called),
+            Admission::Known(known) => return Ok(known),
+        };
         let mut place = Admitted {
             runs: self,
             run: &run,
@@ -142,13 +149,14 @@ impl Runs {
             known_session,
             user_id: order.user_id,
             may_name_sessions: order.may_name_sessions,
+            on_busy: order.on_busy,
         };
-        let (version, truncated) = match self.recall(&run, asked_by, &mut request).await? {
-            Recalled::Began { version, truncated } => (version, truncated),
+        let recalled = match self.recall(&run, asked_by, called, &mut request).await? {
             Recalled::Known(id) => return self.known_elsewhere(&run, id).await,
+            recalled => recalled,
         };
 
-        run.log.append([Event::Started]);
+        self.say(&run, [Event::Started]);
         place.begun = true;
         drop(place);
         let driven = Driven {
@@ -158,60 +166,10 @@ impl Runs {
             tools,
             facts: order.context.unwrap_or_default(),
             include_reasoning: order.include_reasoning,
-            version,
-            truncated,
+            recalled,
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));
         Ok(run)
-    }
-
-    /// Puts what was said before in front of the question, and writes the run's row.
-    async fn recall(&self, run: &Run, asked_by: Asked, request: &mut ChatRequest) -> Result<Recalled, Error> {
-        let Some(session_id) = &run.session_id else {
-            return Ok(Recalled::Began {
-                version: None,
-                truncated: false,
-            });
-        };
-        let loaded = match asked_by.known_session {
-            true => self.store.load(&run.principal, session_id).await?,
-            false => None,
-        };
-        let strange = match &loaded {
-            Some((session, _)) => asked_by.user_id.as_ref().is_some_and(|user| *user != session.user_id),
-            None => asked_by.known_session && !asked_by.may_name_sessions,
-        };
-        if strange {
-            return Err(Error::not_found());
-        }
-        let user_id = asked_by.user_id.unwrap_or_else(|| "anonymous".to_owned());
-        let begun = match self
-            .store
-            .begin(&record(run, session_id), &user_id, Entry::Alone)
-            .await?
-        {
-            Begun::At(version) => version,
-            Begun::Busy(active) => return Err(session_busy(active)),
-            Begun::Known(known) => return Ok(Recalled::Known(known)),
-            Begun::Waiting => {
-                return Err(Error::internal(
-                    "a run that asked for its session alone was put in line",
-                ));
-            }
-        };
-        let Some((session, before)) = loaded else {
-            return Ok(Recalled::Began {
-                version: Some(begun),
-                truncated: false,
-            });
-        };
-        let from = history::fit(&before, self.limits.max_history_tokens);
-        request.messages.splice(0..0, before.into_iter().skip(from));
-        Ok(Recalled::Began {
-            // The one that was read, not the one that is there now: the commit shall notice a difference.
-            version: Some(session.version),
-            truncated: from > 0,
-        })
     }
 
     /// The run that another gateway of the same store began with this run's key while this one was asked for it too.
@@ -219,13 +177,22 @@ impl Runs {
         if let Some(here) = self.registry.get(&run.principal, known) {
             return same_request(here.idempotency.as_ref(), run.idempotency.as_ref()).map(|()| here);
         }
-        if let Some(record) = self.store.run(&run.principal, known).await? {
-            same_request(record.idempotency.as_ref(), run.idempotency.as_ref())?;
-            if let Some(kept) = kept(record) {
-                return Ok(kept);
-            }
+        let record = self.store.run(&run.principal, known).await?;
+        let record = record.ok_or_else(elsewhere)?;
+        same_request(record.idempotency.as_ref(), run.idempotency.as_ref())?;
+        match self.attach(record).await? {
+            Some(run) => Ok(run),
+            None => Err(elsewhere()),
         }
-        Err(elsewhere())
+    }
+
+    /// A run of a key that is not of this gateway, or not any more: as it goes on elsewhere, or from its result.
+    async fn attach(&self, record: RunRecord) -> Result<Option<Arc<Run>>, Error> {
+        match (record.status, &self.fleet) {
+            (RunStatus::Running, Some(fleet)) => fleet.shadow(&record).await.map(Some),
+            (RunStatus::Running, None) if self.store.shared() => Err(elsewhere()),
+            _ => Ok(kept(record)),
+        }
     }
 
     /// Who is asked, in order: the model, then the agent's fallbacks, unless the request named a model.
@@ -260,7 +227,7 @@ impl Runs {
             return Ok(None);
         };
         same_request(record.idempotency.as_ref(), order.idempotency.as_ref())?;
-        Ok(kept(record))
+        self.attach(record).await
     }
 }
 
@@ -276,22 +243,6 @@ fn kept(record: RunRecord) -> Option<Arc<Run>> {
         .map(Event::Text);
     let events = [Event::Started].into_iter().chain(text).chain([Event::Done(done)]);
     Some(Run::kept(record, 0, events.collect()))
-}
-
-/// What came of looking for a run's session.
-enum Recalled {
-    /// The run holds it. It is at this version, if there is a session; old turns may have been left out.
-    Began { version: Option<i64>, truncated: bool },
-    /// There is no run to begin: its key started this one already.
-    Known(RunId),
-}
-
-/// What an order says of its session.
-struct Asked {
-    /// Whether it names one.
-    known_session: bool,
-    user_id: Option<String>,
-    may_name_sessions: bool,
 }
 
 /// A run that was let in but has not begun: unless it does, it is as if it had never been.
@@ -311,7 +262,7 @@ impl Drop for Admitted<'_> {
     }
 }
 
-fn record(run: &Run, session_id: &SessionId) -> RunRecord {
+pub(super) fn record(run: &Run, session_id: &SessionId) -> RunRecord {
     RunRecord {
         id: run.id,
         principal: run.principal.clone(),

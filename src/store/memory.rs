@@ -242,6 +242,18 @@ impl RunStore for Memory {
         Box::pin(ready(taken))
     }
 
+    fn running<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+    ) -> BoxFuture<'a, Result<Vec<RunId>, Error>> {
+        let shelves = self.shelves();
+        let theirs = shelves.runs.values().filter(|run| run.status == RunStatus::Running);
+        let theirs = theirs.filter(|run| run.principal == *principal && run.session_id == *session);
+        let running = theirs.map(|run| run.id).collect();
+        Box::pin(ready(Ok(running)))
+    }
+
     fn end<'a>(
         &'a self,
         run: RunId,

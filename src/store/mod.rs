@@ -14,6 +14,9 @@ pub mod blobs;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+pub mod relay;
 pub mod run;
 pub mod session;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

@@ -102,6 +102,8 @@ pub enum Entry {
     Alone,
     /// Behind whoever is there, in the order of the runs' ids.
     Line,
+    /// The same, but before all that wait as [`Entry::Line`].
+    Front,
 }
 
 /// What became of a run that asked for its session.
@@ -129,7 +131,7 @@ pub trait RunStore: Send + Sync {
     fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, entry: Entry) -> BoxFuture<'a, Result<Begun, Error>>;
 
     /// A run that waits in line asks whether it is its turn. It is if nobody holds the session and nobody who is still
-    /// running waits under an earlier id; the run holds the session then, and gets its version.
+    /// running waits before it: under an earlier id, those of [`Entry::Front`] first; the run holds the session then, and gets its version.
     ///
     /// Fails with `session_busy` if the run does not wait any more: its session was erased, or it was declared dead.
     fn take<'a>(
@@ -138,6 +140,13 @@ pub trait RunStore: Send + Sync {
         session: &'a SessionId,
         run: RunId,
     ) -> BoxFuture<'a, Result<Option<i64>, Error>>;
+
+    /// The session's runs that are running, the one that holds it first.
+    fn running<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+    ) -> BoxFuture<'a, Result<Vec<RunId>, Error>>;
 
     /// Writes how a run ended and, with `commit`, its turn, in one transaction. With `commit` it returns only when that
     /// is on the disk.

@@ -596,6 +596,24 @@ impl RunStore for Sqlite {
         })
     }
 
+    fn running<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+    ) -> BoxFuture<'a, Result<Vec<RunId>, Error>> {
+        Box::pin(async move {
+            let rows = sqlx::query(
+                "SELECT id FROM runs WHERE principal = ? AND session_id = ? AND status = 'running' ORDER BY id",
+            )
+            .bind(principal.as_str())
+            .bind(session.as_str())
+            .fetch_all(&self.reads)
+            .await;
+            rows.and_then(|rows| rows.iter().map(|row| word(row, "id")).collect())
+                .map_err(|e| broken(&e))
+        })
+    }
+
     fn end<'a>(
         &'a self,
         run: RunId,

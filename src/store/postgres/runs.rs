@@ -162,6 +162,26 @@ impl RunStore for Postgres {
         }))
     }
 
+    fn running<'a>(
+        &'a self,
+        principal: &'a Principal,
+        session: &'a SessionId,
+    ) -> BoxFuture<'a, Result<Vec<RunId>, Error>> {
+        Box::pin(self.patiently(move |_| async move {
+            let mut db = self.lend().await?;
+            let ids: Vec<String> = sqlx::query_scalar(
+                "SELECT id FROM runs WHERE principal = $1 AND session_id = $2 AND status = 'running' \
+                 ORDER BY holds DESC, NOT front, id",
+            )
+            .bind(principal.as_str())
+            .bind(session.as_str())
+            .fetch_all(&mut *db)
+            .await?;
+            db.back();
+            ids.iter().map(|id| run_id(id)).collect()
+        }))
+    }
+
     fn told<'a>(&'a self, run: RunId, last_seq: u64) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.patiently(move |_| async move {
             let mut db = self.lend().await?;
@@ -227,8 +247,8 @@ impl Postgres {
              alive AS (SELECT id FROM replicas WHERE id = $11 AND seen_at > now() - make_interval(secs => $12)), \
              before AS (SELECT EXISTS (SELECT 1 FROM runs WHERE principal = $1 AND session_id = $2 AND status = 'running') AS busy), \
              entered AS (INSERT INTO runs (principal, session_id, id, agent, model, metadata, created_at, idem_key, fingerprint, \
-                 binds, status, replica, holds) \
-                 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8 IS NOT NULL, 'running', alive.id, NOT before.busy \
+                 binds, status, replica, holds, front) \
+                 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8 IS NOT NULL, 'running', alive.id, NOT before.busy, $15 \
                  FROM quick, alive, before WHERE $13 OR NOT before.busy ON CONFLICT DO NOTHING RETURNING holds), \
              made AS (INSERT INTO sessions (principal, id, user_id, agent, metadata, message_count, version, created_at, updated_at) \
                  SELECT $1, $2, $10, $4, '{}', 0, $14, $7, $7 FROM entered ON CONFLICT DO NOTHING RETURNING version) \
@@ -247,8 +267,9 @@ impl Postgres {
         .bind(user_id)
         .bind(&self.replica.id)
         .bind(self.replica.lease.as_secs_f64())
-        .bind(entry == Entry::Line)
+        .bind(entry != Entry::Alone)
         .bind(fresh_version())
+        .bind(entry == Entry::Front)
         .fetch_optional(&mut *db)
         .await?;
         if let Some(row) = entered {
@@ -345,7 +366,8 @@ async fn take(
     let taken: Result<Option<i64>, sqlx::Error> = sqlx::query_scalar(
         "UPDATE runs r SET holds = true WHERE r.id = $3 AND r.principal = $1 AND r.session_id = $2 AND r.status = 'running' \
          AND (r.holds OR NOT EXISTS (SELECT 1 FROM runs o WHERE o.principal = $1 AND o.session_id = $2 \
-             AND o.status = 'running' AND o.id <> $3 AND (o.holds OR o.id < $3))) \
+             AND o.status = 'running' AND o.id <> $3 \
+             AND (o.holds OR (NOT o.front, o.id) < (NOT r.front, r.id)))) \
          RETURNING (SELECT version FROM sessions WHERE principal = $1 AND id = $2)",
     )
     .bind(principal.as_str())

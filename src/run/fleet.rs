@@ -1,0 +1,331 @@
+//! A run's log at other gateways: what is added here is mirrored to a relay, off the hot path; a run of another gateway
+//! is followed here as a shadow, a run whose log is fed from the relay.
+//!
+//! The log itself is the buffer: what the relay did not take stays to be said, and nobody waits for it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+
+use super::{Run, Runs, follow};
+use crate::{
+    chat::{Event, RunId},
+    error::{Error, ErrorCode},
+    store::{
+        RunRecord, RunStatus,
+        relay::{Batch, Place, Relay},
+    },
+};
+
+/// How long events gather before they are mirrored together.
+const WINDOW: Duration = Duration::from_millis(15);
+/// The most bytes of text in one batch, about.
+const BATCH: usize = 64 << 10;
+/// The most batches in one go.
+const ROUND: usize = 256;
+/// How long to wait before a relay that failed is tried again, at first and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long one look for news waits.
+const LISTEN: Duration = Duration::from_millis(200);
+/// How long a shadow without readers is kept.
+const LINGER: Duration = Duration::from_secs(5);
+/// How often a run's row is looked at while nothing is heard of the run.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long readers at another gateway are believed to be there.
+const ATTENDED: Duration = Duration::from_secs(5);
+/// How long the end of a run may take to be heard after its row said so.
+const LAG: Duration = Duration::from_secs(2);
+
+/// The other gateways, as seen from here.
+pub(super) struct Fleet {
+    relay: Arc<dyn Relay>,
+    /// Runs with events that have not been mirrored.
+    dirty: Mutex<Vec<RunId>>,
+    bell: Notify,
+    shadows: Mutex<HashMap<RunId, Shadow>>,
+}
+
+/// Where a run's mirroring is.
+#[derive(Debug, Default)]
+pub(super) struct Mirrored {
+    /// Whether the run is in the list of those with something to say.
+    listed: AtomicBool,
+    /// The number of the next event to say.
+    next: Mutex<u64>,
+}
+
+/// A run of another gateway.
+struct Shadow {
+    run: Arc<Run>,
+    place: Place,
+    heard: Instant,
+    looked: Instant,
+    read: Instant,
+    /// Since when its row has said that it is over.
+    over: Option<Instant>,
+}
+
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fleet {
+    pub(super) fn new(relay: Arc<dyn Relay>) -> Self {
+        Self {
+            relay,
+            dirty: Mutex::default(),
+            bell: Notify::new(),
+            shadows: Mutex::default(),
+        }
+    }
+
+    /// A run has something new to say.
+    pub(super) fn ring(&self, run: &Run) {
+        if !run.mirrored.listed.swap(true, Ordering::AcqRel) {
+            held(&self.dirty).push(run.id);
+            self.bell.notify_one();
+        }
+    }
+
+    pub(super) async fn stop(&self, run: RunId) -> Result<(), Error> {
+        self.relay.stop(run).await
+    }
+
+    /// Whether a run of ours has readers elsewhere. Nobody knows, if the relay is away: then it counts as none.
+    pub(super) async fn attended(&self, run: RunId) -> bool {
+        self.relay.attended(run).await.unwrap_or(false)
+    }
+
+    /// A run of another gateway, as far as the relay has it.
+    ///
+    /// # Errors
+    /// The relay is away; or `replay_expired`, if it has no log of the run, or one with a gap.
+    pub(super) async fn shadow(&self, record: &RunRecord) -> Result<Arc<Run>, Error> {
+        if let Some(shadow) = held(&self.shadows).get_mut(&record.id) {
+            shadow.read = Instant::now();
+            return Ok(shadow.run.clone());
+        }
+        let told = self.relay.read(record.id).await?;
+        let run = Run::kept(record.clone(), 0, Vec::new());
+        let mut place = "0-0".to_owned();
+        for (batch, behind) in told {
+            take(&run, &batch)?;
+            place = behind;
+        }
+        let now = Instant::now();
+        let shadow = Shadow {
+            run: run.clone(),
+            place,
+            heard: now,
+            looked: now,
+            read: now,
+            over: None,
+        };
+        let mut shadows = held(&self.shadows);
+        Ok(shadows.entry(record.id).or_insert(shadow).run.clone())
+    }
+
+    /// Forgets a run of another gateway.
+    pub(super) fn forget(&self, run: RunId) {
+        held(&self.shadows).remove(&run);
+    }
+}
+
+/// Adds what was heard to a shadow's log, but for what it has already.
+fn take(run: &Run, batch: &Batch) -> Result<(), Error> {
+    let gap = || Error::new(ErrorCode::ReplayExpired, "This run's events are not all there; GET /runs/{id} has its result.");
+    let events: Vec<Event> = serde_json::from_slice(&batch.body).map_err(|_| gap())?;
+    let next = run.log.next_seq();
+    let known = next.checked_sub(batch.first).ok_or_else(gap)?;
+    let known = usize::try_from(known).unwrap_or(usize::MAX);
+    if known < events.len() {
+        run.log.append(events.into_iter().skip(known));
+    }
+    Ok(())
+}
+
+impl Runs {
+    /// Adds to a run's log.
+    pub(super) fn say(&self, run: &Run, events: impl IntoIterator<Item = Event>) {
+        run.log.append(events);
+        if let Some(fleet) = &self.fleet {
+            fleet.ring(run);
+        }
+    }
+
+    /// Mirrors what runs say, and hears what those of other gateways do, for ever. Returns at once without a fleet.
+    pub async fn mirror(&self) {
+        let Some(fleet) = &self.fleet else { return };
+        tokio::join!(self.tell_others(fleet), self.listen(fleet));
+    }
+
+    async fn tell_others(&self, fleet: &Fleet) {
+        let mut pause = BACK_OFF.0;
+        let mut well = true;
+        loop {
+            fleet.bell.notified().await;
+            sleep(WINDOW).await;
+            match self.tell_once(fleet).await {
+                Ok(()) => {
+                    if !well {
+                        tracing::info!("runs are mirrored again");
+                    }
+                    (pause, well) = (BACK_OFF.0, true);
+                }
+                Err(error) => {
+                    if well {
+                        tracing::warn!(cause = error.causes(), "runs cannot be mirrored; other gateways cannot follow them");
+                    }
+                    well = false;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(BACK_OFF.1);
+                    fleet.bell.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Says what has not been said. What could not be said stays listed.
+    async fn tell_once(&self, fleet: &Fleet) -> Result<(), Error> {
+        let dirty = std::mem::take(&mut *held(&fleet.dirty));
+        let mut rest = dirty.into_iter();
+        loop {
+            let (mut batches, mut told) = (Vec::new(), Vec::new());
+            for id in rest.by_ref().take(ROUND) {
+                let Some(run) = self.registry.any(id) else { continue };
+                run.mirrored.listed.store(false, Ordering::Release); // whatever is added from here on lists it again
+                let first = *held(&run.mirrored.next);
+                let (events, more) = run.log.since(first, BATCH);
+                if events.is_empty() {
+                    continue;
+                }
+                let next = first + events.len() as u64;
+                let body = serde_json::to_vec(&events).map_err(Error::internal)?;
+                batches.push(Batch { run: id, first, body });
+                told.push((run, next, more));
+            }
+            if batches.is_empty() {
+                return Ok(());
+            }
+            // Long enough for the longest run, and for its replay.
+            let keep = self.limits.deadline + self.limits.replay_window;
+            let outcome = fleet.relay.publish(&batches, keep).await;
+            for (run, next, more) in told {
+                if outcome.is_ok() {
+                    *held(&run.mirrored.next) = next;
+                }
+                if more || outcome.is_err() {
+                    fleet.ring(&run);
+                }
+            }
+            if let Err(error) = outcome {
+                let left: Vec<RunId> = rest.collect();
+                held(&fleet.dirty).extend(left);
+                return Err(error);
+            }
+        }
+    }
+
+    /// Says the last words of the runs that ended, once more, and not for long.
+    pub(super) async fn tell_farewell(&self) {
+        if let Some(fleet) = &self.fleet {
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.tell_once(fleet)).await;
+        }
+    }
+
+    async fn listen(&self, fleet: &Fleet) {
+        let mut stops: Option<Place> = None;
+        loop {
+            match self.hear_once(fleet, &mut stops).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::debug!(cause = error.causes(), "nothing is heard of other gateways");
+                    sleep(BACK_OFF.0 * 5).await;
+                }
+            }
+            self.look_after(fleet).await;
+        }
+    }
+
+    async fn hear_once(&self, fleet: &Fleet, stops: &mut Option<Place>) -> Result<(), Error> {
+        let place = match stops {
+            Some(place) => place,
+            None => stops.insert(fleet.relay.now().await?),
+        };
+        let shadows: Vec<(RunId, Place)> = held(&fleet.shadows)
+            .iter()
+            .filter(|(_, shadow)| !shadow.run.log.ended())
+            .map(|(id, shadow)| (*id, shadow.place.clone()))
+            .collect();
+        let heard = fleet.relay.hear(&shadows, place, LISTEN).await?;
+        for (run, behind) in heard.stops {
+            *place = behind;
+            if let Some(run) = self.registry.any(run) {
+                run.cancel.cancel();
+            }
+        }
+        let mut known = held(&fleet.shadows);
+        for (batch, behind) in heard.batches {
+            if let Some(shadow) = known.get_mut(&batch.run) {
+                (shadow.place, shadow.heard) = (behind, Instant::now());
+                if take(&shadow.run, &batch).is_err() {
+                    shadow.run.log.give_up();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the others which of their runs are read here, looks at the rows of those that are silent, and forgets those
+    /// that nobody reads.
+    async fn look_after(&self, fleet: &Fleet) {
+        let (mut read, mut silent) = (Vec::new(), Vec::new());
+        held(&fleet.shadows).retain(|id, shadow| {
+            if shadow.run.log.vacant_since().is_none() {
+                shadow.read = Instant::now();
+                read.push(*id);
+            }
+            if !shadow.run.log.ended() && shadow.heard.elapsed() >= LOOK && shadow.looked.elapsed() >= LOOK {
+                shadow.looked = Instant::now();
+                silent.push((shadow.run.clone(), shadow.over));
+            }
+            shadow.read.elapsed() < LINGER
+        });
+        if !read.is_empty() {
+            let _ = fleet.relay.attend(&read, ATTENDED).await;
+        }
+        for (run, over) in silent {
+            let Ok(record) = self.store.run(&run.principal, run.id).await else {
+                continue;
+            };
+            match record {
+                Some(record) if record.status == RunStatus::Running => {}
+                // Its gateway died: what was mirrored is all there is, and this is its end.
+                Some(record) if record.status == RunStatus::Interrupted && over.is_some() => {
+                    let seq = run.log.next_seq();
+                    let error = follow::kept_error(record.end.and_then(|end| end.error));
+                    if self.store.told(run.id, seq).await.is_ok() {
+                        run.log.append([Event::Failed(error)]);
+                    }
+                }
+                Some(_) if over.is_none_or(|since| since.elapsed() < LAG) => {
+                    if let Some(shadow) = held(&fleet.shadows).get_mut(&run.id) {
+                        shadow.over.get_or_insert_with(Instant::now);
+                    }
+                }
+                // It ended, and how is not to be heard; or it was erased. Whoever comes back is told what there is.
+                _ => run.log.give_up(),
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Where gateways of one fleet tell each other what their runs do: logs, and who is to stop.
+//!
+//! A relay may be away; nothing that is kept for good is in it.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::{chat::RunId, error::Error};
+
+/// Consecutive events of a run, written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The run.
+    pub run: RunId,
+    /// The number of the first event.
+    pub first: u64,
+    /// The events, in a form that gateways agree on.
+    pub body: Vec<u8>,
+}
+
+/// How far a reader is in what the relay has of a run, or of the calls to stop: the relay's own word.
+pub type Place = String;
+
+/// What there was to read.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Batches, and behind which place the next ones of that run are.
+    pub batches: Vec<(Batch, Place)>,
+    /// Runs that are to stop, and behind which place further calls are.
+    pub stops: Vec<(RunId, Place)>,
+}
+
+/// Passes on what runs do.
+pub trait Relay: Send + Sync {
+    /// Adds batches, in order. Kept for `keep` from now on. What is said twice is heard twice.
+    fn publish<'a>(&'a self, batches: &'a [Batch], keep: Duration) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// All that there is of a run.
+    fn read(&self, run: RunId) -> BoxFuture<'_, Result<Vec<(Batch, Place)>, Error>>;
+
+    /// Waits, for `patience` at most, for more of these runs and for calls to stop after `stops`; `None`: from now on.
+    fn hear<'a>(
+        &'a self,
+        runs: &'a [(RunId, Place)],
+        stops: &'a Place,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Heard, Error>>;
+
+    /// Where the calls to stop are at the moment.
+    fn now(&self) -> BoxFuture<'_, Result<Place, Error>>;
+
+    /// Calls on whoever runs this to stop it.
+    fn stop(&self, run: RunId) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Says, for as long as `keep`, that these runs have readers at another gateway.
+    fn attend<'a>(&'a self, runs: &'a [RunId], keep: Duration) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Whether a run has readers at another gateway.
+    fn attended(&self, run: RunId) -> BoxFuture<'_, Result<bool, Error>>;
+}
