@@ -41,6 +41,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         limits: settings.artifacts,
     };
     let store = store::open(settings.store_url.as_str()).await?;
+    let relay = store::open_relay(settings.run_log_url.as_str())?;
     let listener = TcpListener::bind(listen_at)
         .await
         .map_err(|e| config_error(format!("cannot listen on {listen_at}: {e}")))?;
@@ -48,7 +49,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     introduce(&settings, &agents, address);
     tools.begin().await;
 
-    let runs = Runs::new(agents, providers, tools, store, artifacts, settings.runs);
+    let runs = Runs::new(agents, providers, tools, store, artifacts, relay, settings.runs);
     let front = Front {
         runs: runs.clone(),
         settings: Arc::new(FrontSettings {
@@ -86,16 +87,20 @@ async fn live(listener: TcpListener, front: Front, settings: Settings, stop: Can
     ));
     let housekeeping = async {
         tokio::join!(
+            runs.mirror(),
             runs.sweep(),
             runs.sweep_artifacts(),
             expire(&runs, settings.session_ttl)
         );
     };
+    let work = async {
+        stop.cancelled().await;
+        runs.drain(settings.drain).await;
+    };
     tokio::select! {
-        () = stop.cancelled() => {}
+        () = work => {}
         () = housekeeping => {}
     }
-    runs.drain(settings.drain).await;
     let farewell = tokio::time::timeout(FAREWELL, door).await;
     if farewell.is_err() {
         give_up.cancel();
@@ -227,7 +232,14 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr) {
         };
         tracing::info!("agent {}{default} is answered by {}{demo}", agent.name, agent.model);
     }
-    tracing::info!("sessions are kept in {}, runs in memory", settings.store_url);
+    match settings.run_log_url.as_str() {
+        "memory:" => tracing::info!("sessions are kept in {}, runs in memory", settings.store_url),
+        _ => tracing::info!(
+            "sessions are kept in {}, runs in {}",
+            settings.store_url,
+            settings.run_log_url
+        ),
+    }
     tracing::info!("files that tools make are kept in {}", settings.artifacts_url);
     match (address.ip().is_loopback(), settings.allow_anonymous) {
         (true, _) => tracing::info!("anybody on this machine may call, nobody else"),

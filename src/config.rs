@@ -98,6 +98,8 @@ pub struct Settings {
     pub session_ttl: Option<Duration>,
     /// Where sessions are kept.
     pub store_url: StoreUrl,
+    /// Where the events of runs are kept.
+    pub run_log_url: StoreUrl,
     /// Where the files that runs make are kept.
     pub artifacts_url: String,
     /// How many they may be, and how large.
@@ -306,7 +308,7 @@ struct Tree {
     runs: RunsSection,
     sessions: Sessions,
     store: StoreSection,
-    run_log: Url,
+    run_log: StoreSection,
     artifacts: ArtifactsSection,
     log: Log,
     provider_defaults: ProviderTree,
@@ -381,12 +383,6 @@ struct Sessions {
 #[serde(deny_unknown_fields)]
 struct StoreSection {
     url: StoreUrl,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Url {
-    url: String,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -552,8 +548,13 @@ impl Tree {
             log,
             ..
         } = &self;
-        if self.run_log.url != "memory:" {
-            return Err(wrong("run_log.url: only \"memory:\" is there yet"));
+        if !matches!(
+            self.run_log.url.as_str().split_once(':'),
+            Some(("memory" | "redis" | "rediss", _))
+        ) {
+            return Err(wrong(
+                "run_log.url: must be redis://[USER:PASSWORD@]HOST[:PORT] or memory:",
+            ));
         }
         if !matches!(
             self.store.url.as_str().split_once(':'),
@@ -616,6 +617,7 @@ impl Tree {
             drain: runs.drain.0,
             session_ttl: sessions.ttl.0,
             store_url: self.store.url.clone(),
+            run_log_url: self.run_log.url.clone(),
             artifacts_url: self.artifacts.url.clone(),
             artifacts: run::ArtifactLimits {
                 max_size: self.artifacts.max_size.0,

@@ -143,7 +143,12 @@ impl Fleet {
 
 /// Adds what was heard to a shadow's log, but for what it has already.
 fn take(run: &Run, batch: &Batch) -> Result<(), Error> {
-    let gap = || Error::new(ErrorCode::ReplayExpired, "This run's events are not all there; GET /runs/{id} has its result.");
+    let gap = || {
+        Error::new(
+            ErrorCode::ReplayExpired,
+            "This run's events are not all there; GET /runs/{id} has its result.",
+        )
+    };
     let events: Vec<Event> = serde_json::from_slice(&batch.body).map_err(|_| gap())?;
     let next = run.log.next_seq();
     let known = next.checked_sub(batch.first).ok_or_else(gap)?;
@@ -184,7 +189,10 @@ impl Runs {
                 }
                 Err(error) => {
                     if well {
-                        tracing::warn!(cause = error.causes(), "runs cannot be mirrored; other gateways cannot follow them");
+                        tracing::warn!(
+                            cause = error.causes(),
+                            "runs cannot be mirrored; other gateways cannot follow them"
+                        );
                     }
                     well = false;
                     sleep(pause).await;
@@ -310,11 +318,15 @@ impl Runs {
             };
             match record {
                 Some(record) if record.status == RunStatus::Running => {}
-                // Its gateway died: what was mirrored is all there is, and this is its end.
-                Some(record) if record.status == RunStatus::Interrupted && over.is_some() => {
+                // Its gateway died, or stopped: what was mirrored is all there is, and this is its end.
+                Some(record) if record.status == RunStatus::Interrupted => {
+                    let Ok(rest) = fleet.relay.read(run.id).await else { continue };
+                    if rest.iter().any(|(batch, _)| take(&run, batch).is_err()) {
+                        run.log.give_up();
+                    }
                     let seq = run.log.next_seq();
                     let error = follow::kept_error(record.end.and_then(|end| end.error));
-                    if self.store.told(run.id, seq).await.is_ok() {
+                    if !run.log.ended() && self.store.told(run.id, seq).await.is_ok() {
                         run.log.append([Event::Failed(error)]);
                     }
                 }

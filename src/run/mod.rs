@@ -63,7 +63,7 @@ pub struct Run {
     /// Cancelled: the last event is in the log.
     pub(crate) over: CancellationToken,
     /// How far other gateways have been told of it.
-    pub(crate) mirrored: fleet::Mirrored,
+    mirrored: fleet::Mirrored,
     /// How it ended.
     ended: OnceLock<Ended>,
 }

@@ -19,9 +19,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, Form, ModelRef, Turn, form::fitted, step::Candidate},
-    chat::{
-        ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice, history,
-    },
+    chat::{ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice},
     error::{Error, ErrorCode},
     store::{KEY_LIFE, RunRecord, RunStatus},
 };

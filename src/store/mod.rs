@@ -119,6 +119,22 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     }
 }
 
+/// Opens the relay at `url`, through which gateways follow each other's runs; `memory:` is none. It need not be there yet.
+///
+/// # Errors
+/// A URL of no relay.
+pub fn open_relay(url: &str) -> Result<Option<Arc<dyn relay::Relay>>, Error> {
+    match url.split_once(':') {
+        Some(("memory", _)) => Ok(None),
+        #[cfg(feature = "redis")]
+        Some(("redis" | "rediss", _)) => Ok(Some(Arc::new(redis::Redis::open(url)?))),
+        _ => Err(Error::new(
+            ErrorCode::StoreUnavailable,
+            "run_log.url must be redis://[USER:PASSWORD@]HOST[:PORT] or memory:",
+        )),
+    }
+}
+
 /// Makes a folder that is not there, for the owner only.
 pub(crate) fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();

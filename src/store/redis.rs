@@ -44,7 +44,12 @@ impl Redis {
     /// # Errors
     /// A URL that is none.
     pub fn open(url: &str) -> Result<Self, Error> {
-        let wrong = |_| Error::new(ErrorCode::Internal, "run_log.url is not redis://[user:password@]host[:port][/number]");
+        let wrong = |_| {
+            Error::new(
+                ErrorCode::Internal,
+                "run_log.url is not redis://[user:password@]host[:port][/number]",
+            )
+        };
         let client = Client::open(url).map_err(wrong)?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(PATIENCE))
@@ -101,7 +106,15 @@ impl Relay for Redis {
             let mut pipeline = Pipeline::with_capacity(batches.len() * 2);
             for batch in batches {
                 let key = log_key(batch.run);
-                pipeline.cmd("XADD").arg(&key).arg("*").arg("s").arg(batch.first).arg("e").arg(&batch.body).ignore();
+                pipeline
+                    .cmd("XADD")
+                    .arg(&key)
+                    .arg("*")
+                    .arg("s")
+                    .arg(batch.first)
+                    .arg("e")
+                    .arg(&batch.body)
+                    .ignore();
                 pipeline.cmd("PEXPIRE").arg(&key).arg(millis(keep)).ignore();
             }
             self.tell(&pipeline).await
@@ -110,7 +123,9 @@ impl Relay for Redis {
 
     fn read(&self, run: RunId) -> BoxFuture<'_, Result<Vec<(Batch, Place)>, Error>> {
         Box::pin(async move {
-            let entries: Vec<Entry> = self.ask(redis::cmd("XRANGE").arg(log_key(run)).arg("-").arg("+")).await?;
+            let entries: Vec<Entry> = self
+                .ask(redis::cmd("XRANGE").arg(log_key(run)).arg("-").arg("+"))
+                .await?;
             Ok(entries.into_iter().filter_map(|entry| batch(run, entry)).collect())
         })
     }
@@ -123,14 +138,20 @@ impl Relay for Redis {
     ) -> BoxFuture<'a, Result<Heard, Error>> {
         Box::pin(async move {
             let mut command = redis::cmd("XREAD");
-            command.arg("BLOCK").arg(millis(patience).max(1)).arg("STREAMS").arg(STOP_KEY);
-            runs.iter().for_each(|(run, _)| drop(command.arg(log_key(*run))));
+            command
+                .arg("BLOCK")
+                .arg(millis(patience).max(1))
+                .arg("STREAMS")
+                .arg(STOP_KEY);
+            command.arg(runs.iter().map(|(run, _)| log_key(*run)).collect::<Vec<_>>());
             command.arg(stops);
-            runs.iter().for_each(|(_, place)| drop(command.arg(place)));
+            command.arg(runs.iter().map(|(_, place)| place).collect::<Vec<_>>());
             let mut heard = Heard::default();
             for (key, entries) in self.wait(&command, patience).await?.unwrap_or_default() {
                 match key.strip_prefix("sluicegate:log:").and_then(|id| id.parse().ok()) {
-                    Some(run) => heard.batches.extend(entries.into_iter().filter_map(|entry| batch(run, entry))),
+                    Some(run) => heard
+                        .batches
+                        .extend(entries.into_iter().filter_map(|entry| batch(run, entry))),
                     None => heard.stops.extend(entries.into_iter().filter_map(|(place, fields)| {
                         let id = std::str::from_utf8(fields.get("run")?).ok()?;
                         Some((id.parse().ok()?, place))
@@ -144,16 +165,33 @@ impl Relay for Redis {
     fn now(&self) -> BoxFuture<'_, Result<Place, Error>> {
         Box::pin(async move {
             let last: Vec<Entry> = self
-                .ask(redis::cmd("XREVRANGE").arg(STOP_KEY).arg("+").arg("-").arg("COUNT").arg(1))
+                .ask(
+                    redis::cmd("XREVRANGE")
+                        .arg(STOP_KEY)
+                        .arg("+")
+                        .arg("-")
+                        .arg("COUNT")
+                        .arg(1),
+                )
                 .await?;
-            Ok(last.into_iter().next().map_or_else(|| "0-0".to_owned(), |(place, _)| place))
+            Ok(last
+                .into_iter()
+                .next()
+                .map_or_else(|| "0-0".to_owned(), |(place, _)| place))
         })
     }
 
     fn stop(&self, run: RunId) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             let mut command = redis::cmd("XADD");
-            command.arg(STOP_KEY).arg("MAXLEN").arg("~").arg(STOPS).arg("*").arg("run").arg(run.to_string());
+            command
+                .arg(STOP_KEY)
+                .arg("MAXLEN")
+                .arg("~")
+                .arg(STOPS)
+                .arg("*")
+                .arg("run")
+                .arg(run.to_string());
             self.ask::<String>(&command).await.map(drop)
         })
     }
@@ -162,7 +200,13 @@ impl Relay for Redis {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(runs.len());
             for run in runs {
-                pipeline.cmd("SET").arg(readers_key(*run)).arg(1).arg("PX").arg(millis(keep)).ignore();
+                pipeline
+                    .cmd("SET")
+                    .arg(readers_key(*run))
+                    .arg(1)
+                    .arg("PX")
+                    .arg(millis(keep))
+                    .ignore();
             }
             self.tell(&pipeline).await
         })
@@ -192,12 +236,18 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn away(error: &RedisError) -> Error {
-    Error::new(ErrorCode::StoreUnavailable, "The runs of other gateways cannot be read at the moment.")
-        .retry_after(Duration::from_secs(1))
-        .because(error.to_string())
+    Error::new(
+        ErrorCode::StoreUnavailable,
+        "The runs of other gateways cannot be read at the moment.",
+    )
+    .retry_after(Duration::from_secs(1))
+    .because(error.to_string())
 }
 
 fn slow() -> Error {
-    Error::new(ErrorCode::StoreUnavailable, "The runs of other gateways cannot be read in time.")
-        .retry_after(Duration::from_secs(1))
+    Error::new(
+        ErrorCode::StoreUnavailable,
+        "The runs of other gateways cannot be read in time.",
+    )
+    .retry_after(Duration::from_secs(1))
 }

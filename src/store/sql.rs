@@ -29,7 +29,7 @@ fn missing(column: &'static str) -> sqlx::Error {
 }
 
 /// A column that holds one of our ids.
-fn word<T: FromStr>(row: &impl Columns, column: &'static str) -> Result<T, sqlx::Error> {
+pub(super) fn word<T: FromStr>(row: &impl Columns, column: &'static str) -> Result<T, sqlx::Error> {
     text(row, column)?
         .parse()
         .map_err(|_| sqlx::Error::Decode(format!("{column} is not an id").into()))

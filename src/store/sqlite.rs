@@ -609,7 +609,7 @@ impl RunStore for Sqlite {
             .bind(session.as_str())
             .fetch_all(&self.reads)
             .await;
-            rows.and_then(|rows| rows.iter().map(|row| word(row, "id")).collect())
+            rows.and_then(|rows| rows.iter().map(|row| super::sql::word(row, "id")).collect())
                 .map_err(|e| broken(&e))
         })
     }
