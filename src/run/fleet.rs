@@ -320,7 +320,9 @@ impl Runs {
                 Some(record) if record.status == RunStatus::Running => {}
                 // Its gateway died, or stopped: what was mirrored is all there is, and this is its end.
                 Some(record) if record.status == RunStatus::Interrupted => {
-                    let Ok(rest) = fleet.relay.read(run.id).await else { continue };
+                    let Ok(rest) = fleet.relay.read(run.id).await else {
+                        continue;
+                    };
                     if rest.iter().any(|(batch, _)| take(&run, batch).is_err()) {
                         run.log.give_up();
                     }

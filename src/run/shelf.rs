@@ -303,10 +303,19 @@ mod tests {
             max_runs: 0,
             max_history_tokens: 1,
             on_cancel: OnCancel::Keep,
+            queue_patience: LIFE,
         };
         let providers = Providers::new(vec![]).unwrap();
         let tools = crate::tool::Tools::new(crate::tool::ToolSettings::default()).unwrap();
-        Runs::new(agents, providers, tools, Arc::new(Memory::default()), artifacts, limits)
+        Runs::new(
+            agents,
+            providers,
+            tools,
+            Arc::new(Memory::default()),
+            artifacts,
+            None,
+            limits,
+        )
     }
 
     async fn run(runs: &Runs, session: Option<&str>) -> Arc<Run> {
@@ -343,6 +352,7 @@ mod tests {
             idempotency: None,
             cancel: tokio_util::sync::CancellationToken::new(),
             over: tokio_util::sync::CancellationToken::new(),
+            mirrored: crate::run::fleet::Mirrored::default(),
             ended: std::sync::OnceLock::new(),
         })
     }
