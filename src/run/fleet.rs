@@ -31,8 +31,8 @@ use crate::{
 const WINDOW: Duration = Duration::from_millis(15);
 /// The most bytes of text in one batch, about.
 const BATCH: usize = 64 << 10;
-/// The most batches in one go.
-const ROUND: usize = 256;
+/// The most bytes in one go, about.
+const ROUND: usize = 1 << 20;
 /// How long to wait before a relay that failed is tried again, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long one look for news waits.
@@ -43,6 +43,8 @@ const LINGER: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long readers at another gateway are believed to be there.
 const ATTENDED: Duration = Duration::from_secs(5);
+/// How long a run that nobody reads here waits to hear whether it is read elsewhere.
+const ASK: Duration = Duration::from_millis(100);
 /// How long the end of a run may take to be heard after its row said so.
 const LAG: Duration = Duration::from_secs(2);
 
@@ -103,7 +105,8 @@ impl Fleet {
 
     /// Whether a run of ours has readers elsewhere. Nobody knows, if the relay is away: then it counts as none.
     pub(super) async fn attended(&self, run: RunId) -> bool {
-        self.relay.attended(run).await.unwrap_or(false)
+        let asked = tokio::time::timeout(ASK, self.relay.attended(run)).await;
+        asked.is_ok_and(|answer| answer.unwrap_or(false))
     }
 
     /// A run of another gateway, as far as the relay has it.
@@ -181,11 +184,15 @@ impl Runs {
             fleet.bell.notified().await;
             sleep(WINDOW).await;
             match self.tell_once(fleet).await {
+                Ok(()) if well => {}
+                // It may have lost what it had: everything is said once more.
                 Ok(()) => {
-                    if !well {
-                        tracing::info!("runs are mirrored again");
-                    }
+                    tracing::info!("runs are mirrored again");
                     (pause, well) = (BACK_OFF.0, true);
+                    for run in self.registry.every() {
+                        *held(&run.mirrored.next) = 0;
+                        fleet.ring(&run);
+                    }
                 }
                 Err(error) => {
                     if well {
@@ -208,8 +215,10 @@ impl Runs {
         let dirty = std::mem::take(&mut *held(&fleet.dirty));
         let mut rest = dirty.into_iter();
         loop {
-            let (mut batches, mut told) = (Vec::new(), Vec::new());
-            for id in rest.by_ref().take(ROUND) {
+            let (mut batches, mut told, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while bytes < ROUND
+                && let Some(id) = rest.next()
+            {
                 let Some(run) = self.registry.any(id) else { continue };
                 run.mirrored.listed.store(false, Ordering::Release); // whatever is added from here on lists it again
                 let first = *held(&run.mirrored.next);
@@ -219,6 +228,7 @@ impl Runs {
                 }
                 let next = first + events.len() as u64;
                 let body = serde_json::to_vec(&events).map_err(Error::internal)?;
+                bytes += body.len();
                 batches.push(Batch { run: id, first, body });
                 told.push((run, next, more));
             }
@@ -228,10 +238,13 @@ impl Runs {
             // Long enough for the longest run, and for its replay.
             let keep = self.limits.deadline + self.limits.replay_window;
             let outcome = fleet.relay.publish(&batches, keep).await;
-            for (run, next, more) in told {
-                if outcome.is_ok() {
-                    *held(&run.mirrored.next) = next;
+            for ((run, next, more), batch) in told.into_iter().zip(&batches) {
+                let mut place = held(&run.mirrored.next);
+                // Unless everything is to be said once more.
+                if outcome.is_ok() && *place == batch.first {
+                    *place = next;
                 }
+                drop(place);
                 if more || outcome.is_err() {
                     fleet.ring(&run);
                 }

@@ -177,6 +177,11 @@ impl Registry {
         self.books().runs.get(&id).cloned()
     }
 
+    /// Every run whose log is held.
+    pub fn every(&self) -> Vec<Arc<Run>> {
+        self.books().runs.values().cloned().collect()
+    }
+
     /// The run that a key started.
     pub fn by_key(&self, principal: &Principal, key: &str) -> Option<Arc<Run>> {
         let books = self.books();

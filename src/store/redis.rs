@@ -106,6 +106,9 @@ impl Relay for Redis {
             let mut pipeline = Pipeline::with_capacity(batches.len() * 2);
             for batch in batches {
                 let key = log_key(batch.run);
+                if batch.first == 0 {
+                    pipeline.cmd("DEL").arg(&key).ignore();
+                }
                 pipeline
                     .cmd("XADD")
                     .arg(&key)

@@ -33,7 +33,8 @@ pub struct Heard {
 
 /// Passes on what runs do.
 pub trait Relay: Send + Sync {
-    /// Adds batches, in order. Kept for `keep` from now on. What is said twice is heard twice.
+    /// Adds batches, in order. Kept for `keep` from now on. What is said twice is heard twice; a run's first batch replaces
+    /// whatever there was of it.
     fn publish<'a>(&'a self, batches: &'a [Batch], keep: Duration) -> BoxFuture<'a, Result<(), Error>>;
 
     /// All that there is of a run.
