@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Run, Runs, follow};
+use super::{Run, Runs, elsewhere, follow};
 use crate::{
     chat::{Event, RunId},
     error::{Error, ErrorCode},
@@ -112,7 +112,8 @@ impl Fleet {
     /// A run of another gateway, as far as the relay has it.
     ///
     /// # Errors
-    /// The relay is away; or `replay_expired`, if it has no log of the run, or one with a gap.
+    /// `store_unavailable` if the relay is away or lacks some of a run that goes on; `replay_expired` if it lacks some of one
+    /// that has ended.
     pub(super) async fn shadow(&self, record: &RunRecord) -> Result<Arc<Run>, Error> {
         if let Some(shadow) = held(&self.shadows).get_mut(&record.id) {
             shadow.read = Instant::now();
@@ -122,7 +123,11 @@ impl Fleet {
         let run = Run::kept(record.clone(), 0, Vec::new());
         let mut place = "0-0".to_owned();
         for (batch, behind) in told {
-            take(&run, &batch)?;
+            // What is missing of a run that goes on is said again by its gateway.
+            take(&run, &batch).map_err(|gap| match record.status {
+                RunStatus::Running => elsewhere(),
+                _ => gap,
+            })?;
             place = behind;
         }
         let now = Instant::now();
