@@ -171,7 +171,8 @@ impl Runs {
     /// Adds to a run's log.
     pub(super) fn say(&self, run: &Run, events: impl IntoIterator<Item = Event>) {
         run.log.append(events);
-        if let Some(fleet) = &self.fleet {
+        // A run that is not stored is known to nobody else.
+        if let (Some(fleet), Some(_)) = (&self.fleet, &run.session_id) {
             fleet.ring(run);
         }
     }

@@ -35,6 +35,9 @@ struct Arguments {
     /// nginx's binary, or `none`.
     #[arg(long, default_value = "nginx")]
     nginx: PathBuf,
+    /// Redis' or Valkey's server, for W6.
+    #[arg(long, default_value = "redis-server")]
+    redis: PathBuf,
     /// Core of the harness and core of the gateway, as `0,1`; default: the first two allowed ones.
     #[arg(long)]
     cores: Option<String>,
@@ -101,6 +104,7 @@ async fn drive(arguments: Arguments, cores: Option<Cores>) -> Result<ExitCode> {
         place,
         gateway: gateway(&arguments)?,
         nginx: nginx(&arguments),
+        redis: arguments.redis.clone(),
         rounds: if arguments.quick { 1 } else { arguments.rounds.into() },
         quick: arguments.quick,
         per_write: arguments.per_write,

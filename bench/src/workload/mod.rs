@@ -7,6 +7,7 @@ mod w2;
 mod w3;
 mod w4;
 mod w5;
+mod w6;
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::subject::{Gateway, Nginx, Place, Subject};
 use crowd::{Crowd, Wave};
 
 /// The workloads' names, in the order in which they run.
-pub const NAMES: [&str; 6] = ["w1", "w1p", "w2", "w3", "w4", "w5"];
+pub const NAMES: [&str; 7] = ["w1", "w1p", "w2", "w3", "w4", "w5", "w6"];
 
 /// What every workload needs.
 pub struct Bench {
@@ -38,6 +39,8 @@ pub struct Bench {
     pub gateway: Option<Gateway>,
     /// nginx, where it is installed.
     pub nginx: Option<Nginx>,
+    /// The Redis program, for W6.
+    pub redis: std::path::PathBuf,
     /// How often each way is measured.
     pub rounds: usize,
     /// Fewer and shorter streams: to see that everything works, not to be quoted.
@@ -189,6 +192,7 @@ impl Bench {
             "w3" => w3::run(self).await,
             "w4" => w4::run(self).await,
             "w5" => w5::run(self).await,
+            "w6" => w6::run(self).await,
             _ => anyhow::bail!("{name}: no such workload; there are {}", NAMES.join(", ")),
         }
         .with_context(|| name.to_owned())
