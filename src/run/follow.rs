@@ -194,10 +194,15 @@ impl Runs {
     /// # Errors
     /// The store's.
     pub async fn erase(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
-        for run in self.registry.unended(principal, session) {
-            run.cancel.cancel();
-            let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // a commit that comes later finds no session
-        }
+        let unended = self.registry.unended(principal, session);
+        // All of them first: those that wait for the session must not have their turn now.
+        unended.iter().for_each(|run| run.cancel.cancel());
+        let over = async {
+            for run in &unended {
+                run.over.cancelled().await;
+            }
+        };
+        let _ = tokio::time::timeout(STOP, over).await; // a commit that comes later finds no session
         self.stop_elsewhere(principal, session).await?;
         self.store.delete(principal, session).await?;
         self.registry.erase(principal, session);
