@@ -26,6 +26,7 @@ mod walls;
 mod artifacts;
 mod browser;
 mod process;
+mod queueing;
 mod replicas;
 mod runs;
 mod sessions;
