@@ -802,7 +802,10 @@ async fn the_file_and_the_gateway_take_the_same_requests() {
                 json!(null),
             ],
         ),
-        ("on_busy", vec![json!("reject"), json!("wait")]),
+        (
+            "on_busy",
+            vec![json!("reject"), json!("queue"), json!("interrupt"), json!("wait")],
+        ),
         ("format", vec![json!("raw"), json!("json"), json!("xml")]),
         (
             "include_reasoning",

@@ -25,6 +25,7 @@ mod walls;
 
 mod artifacts;
 mod browser;
+mod fleet;
 mod process;
 mod queueing;
 mod replicas;

@@ -283,14 +283,7 @@ impl Process {
 
     /// Asks it to stop (SIGTERM), and does not wait.
     pub(crate) async fn terminate(&self) {
-        let kill = Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -TERM {}", self.pid()))
-            .status();
-        assert!(
-            soon("kill", kill).await.expect("a shell").success(),
-            "no signal was sent"
-        );
+        signal("TERM", self.pid()).await;
     }
 
     /// Waits until it has ended, and says how. Its log is complete then.
@@ -307,6 +300,15 @@ impl Process {
             within(PATIENCE, "the end of the log", reader.ended()).await;
         }
     }
+}
+
+/// Sends a signal to one process, which the story started.
+pub(crate) async fn signal(name: &str, pid: u32) {
+    let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status();
+    assert!(
+        soon("kill", kill).await.expect("a shell").success(),
+        "no signal was sent"
+    );
 }
 
 /// A port that the program can listen on, and that the kernel gives to nobody else as long as the socket is kept.

@@ -4,6 +4,7 @@
 //! * [`dialect`]: the same round of a model in the bytes of every provider ([`Dialect`]).
 //! * [`upstream`]: the provider that plays it and remembers what it was asked ([`Upstream`]).
 //! * [`gateway`]: the gateway, inside the test ([`Gateway`]) or as the real program ([`Process`]).
+//! * [`redis`]: the server through which gateways follow each other's runs.
 //! * [`client`]: a client that sends every byte as told ([`post`], [`get`], [`delete`], [`Call`], [`Connection`]).
 //! * [`response`]: what came back, as it came, and how it ended ([`Response`], [`Body`], [`Ending`]).
 //! * [`sse`]: the strictest reader of our event streams ([`Transcript`], [`Event`]).
@@ -32,6 +33,7 @@ pub(crate) mod client;
 pub(crate) mod dialect;
 pub(crate) mod gateway;
 pub(crate) mod openai;
+pub(crate) mod redis;
 pub(crate) mod response;
 pub(crate) mod script;
 pub(crate) mod sse;
@@ -42,7 +44,7 @@ mod tests;
 
 pub(crate) use client::{Call, Connection, Place, delete, get, post};
 pub(crate) use dialect::{Ask, Dialect};
-pub(crate) use gateway::{Gateway, Process};
+pub(crate) use gateway::{Gateway, Process, reserved_port, signal};
 pub(crate) use response::{Body, Ending, Response};
 pub(crate) use script::{Framing, Gate, Script, Step};
 pub(crate) use sse::{Ended, Event, Reader, Transcript};
