@@ -98,6 +98,10 @@ impl Runs {
 
     /// Waits until nobody has been reading for as long as the run's policy admits, here or at another gateway.
     async fn abandoned(&self, run: &Run) {
+        // A grace begins with the run; only who has been there can leave.
+        if run.on_disconnect == OnDisconnect::Cancel {
+            run.log.vacated.notified().await;
+        }
         loop {
             vacated(run).await;
             match &self.fleet {
@@ -207,13 +211,9 @@ impl Runs {
 
 /// Waits until nobody has been reading here for as long as the run's policy admits.
 async fn vacated(run: &Run) {
-    // A grace begins with the run; only who has been there can leave.
     let grace = match run.on_disconnect {
         OnDisconnect::Continue => return std::future::pending().await,
-        OnDisconnect::Cancel => {
-            run.log.vacated.notified().await;
-            Duration::ZERO
-        }
+        OnDisconnect::Cancel => Duration::ZERO,
         OnDisconnect::Grace(grace) => grace,
     };
     loop {
