@@ -195,6 +195,14 @@ impl Log {
         }
     }
 
+    /// Whether it begins as a run's does; if not, the run came to nothing. `None` while it is empty.
+    #[must_use]
+    pub fn begun(&self) -> Option<bool> {
+        let shelf = self.shelf();
+        let first = shelf.entries.first()?;
+        Some(!matches!(first, Entry::Other(event) if event.is_last()))
+    }
+
     /// Since when nobody reads; `None` while somebody does.
     #[must_use]
     pub fn vacant_since(&self) -> Option<Instant> {

@@ -30,6 +30,8 @@ pub struct Registry {
     /// Bytes in all logs.
     pub(super) held: Arc<AtomicUsize>,
     ended: Notify,
+    /// Told when a run that was let in has begun, or come to nothing.
+    settled: Notify,
 }
 
 #[derive(Default)]
@@ -161,6 +163,24 @@ impl Registry {
     pub fn withdraw(&self, run: &Run) {
         self.release(run, false);
         self.books().runs.remove(&run.id);
+        self.settled();
+    }
+
+    /// A run that was let in has begun, or come to nothing: its log says which.
+    pub fn settled(&self) {
+        self.settled.notify_waiters();
+    }
+
+    /// Waits until a run that was let in has begun. False if it came to nothing.
+    pub async fn begins(&self, run: &Run) -> bool {
+        loop {
+            let mut settled = std::pin::pin!(self.settled.notified());
+            settled.as_mut().enable();
+            if let Some(begun) = run.log.begun() {
+                return begun;
+            }
+            settled.await;
+        }
     }
 
     /// A run of this principal's whose log is held.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -23,6 +24,9 @@ use crate::{
     error::{Error, ErrorCode},
     store::{KEY_LIFE, RunRecord, RunStatus},
 };
+
+/// How often a run asks to be let in while those with its key come to nothing.
+const TRIES: usize = 8;
 
 /// What a client orders: checked for its form, not yet for what is there.
 #[derive(Clone, Debug)]
@@ -72,7 +76,10 @@ impl Runs {
     /// # Errors
     /// Everything that is wrong with the order, or in its way; then there is no run.
     pub async fn start(self: &Arc<Self>, order: Order) -> Result<Arc<Run>, Error> {
-        if let Some(known) = self.started_before(&order).await? {
+        if let Some(known) = self
+            .started_before(&order.principal, order.idempotency.as_ref())
+            .await?
+        {
             return Ok(known);
         }
         let agent = self.agents.get(order.agent.as_deref())?.clone();
@@ -132,7 +139,7 @@ impl Runs {
             mirrored: Mirrored::default(),
             ended: OnceLock::new(),
         });
-        let called = match self.registry.admit(&run, order.on_busy, &self.limits)? {
+        let called = match self.admit(&run, order.on_busy).await? {
             Admission::Admitted => None,
             Admission::Waits(called) => Some(called),
             Admission::Known(known) => return Ok(known),
@@ -157,6 +164,7 @@ impl Runs {
         self.say(&run, [Event::Started]);
         place.begun = true;
         drop(place);
+        self.registry.settled();
         let driven = Driven {
             agent,
             candidates,
@@ -168,6 +176,25 @@ impl Runs {
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));
         Ok(run)
+    }
+
+    /// Lets a run in, or finds the one that its key started. One that came with the same key and is not under way yet may
+    /// come to nothing, for one because another gateway was first: then it is asked again.
+    async fn admit(&self, run: &Arc<Run>, on_busy: OnBusy) -> Result<Admission, Error> {
+        for _ in 0..TRIES {
+            match self.registry.admit(run, on_busy, &self.limits)? {
+                Admission::Known(known) if !self.registry.begins(&known).await => {}
+                admission => return Ok(admission),
+            }
+            if let Some(known) = self.started_before(&run.principal, run.idempotency.as_ref()).await? {
+                return Ok(Admission::Known(known));
+            }
+        }
+        let crowded = Error::new(
+            ErrorCode::StoreUnavailable,
+            "The run that this key started could not begin.",
+        );
+        Err(crowded.retry_after(Duration::from_secs(1)))
     }
 
     /// The run that another gateway of the same store began with this run's key while this one was asked for it too.
@@ -212,19 +239,26 @@ impl Runs {
         })
     }
 
-    /// The run that the order's key started before, if its log or its result is still there.
-    async fn started_before(&self, order: &Order) -> Result<Option<Arc<Run>>, Error> {
-        let Some((key, _)) = &order.idempotency else {
+    /// The run that a key started before, if its log or its result is still there.
+    async fn started_before(
+        &self,
+        principal: &Principal,
+        idempotency: Option<&(String, String)>,
+    ) -> Result<Option<Arc<Run>>, Error> {
+        let Some((key, _)) = idempotency else {
             return Ok(None);
         };
-        if let Some(run) = self.registry.by_key(&order.principal, key) {
-            return same_request(run.idempotency.as_ref(), order.idempotency.as_ref()).map(|()| Some(run));
+        if let Some(run) = self.registry.by_key(principal, key) {
+            same_request(run.idempotency.as_ref(), idempotency)?;
+            if self.registry.begins(&run).await {
+                return Ok(Some(run));
+            }
         }
         let since = jiff::Timestamp::now().as_millisecond() - KEY_LIFE;
-        let Some(record) = self.store.run_by_key(&order.principal, key, since).await? else {
+        let Some(record) = self.store.run_by_key(principal, key, since).await? else {
             return Ok(None);
         };
-        same_request(record.idempotency.as_ref(), order.idempotency.as_ref())?;
+        same_request(record.idempotency.as_ref(), idempotency)?;
         self.attach(record).await
     }
 }
