@@ -61,8 +61,8 @@ impl Runs {
         };
         let mut say = |events: &mut Vec<Event>| self.say(&run, events.drain(..));
         let work = async {
-            if let Recalled::Later(called) = recalled {
-                let (version, before, truncated) = Box::pin(self.called(&run, called)).await?;
+            if let Recalled::Later(until) = recalled {
+                let (version, before, truncated) = Box::pin(self.called(&run, until)).await?;
                 turn.follow_on(before);
                 *recalled = Recalled::Now { version, truncated };
             }

@@ -83,7 +83,8 @@ impl Runs {
         if let Some(fleet) = &self.fleet {
             let shadow = fleet.shadow(&record).await?;
             // One whose gateway died has no last event yet; it will be told here.
-            if shadow.log.last_event(|_| ()).is_some() || record.status == RunStatus::Interrupted {
+            let will_end = record.status == RunStatus::Interrupted && !shadow.log.ended();
+            if shadow.log.last_event(|_| ()).is_some() || will_end {
                 return follow_shadow(shadow, after).await;
             }
             fleet.forget(id);
@@ -223,6 +224,10 @@ async fn follow_shadow(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Erro
             "This run's events are not all there; GET /runs/{id} has its result.",
         )),
         Some(_) if after > run.log.last_seq() => Err(out_of_sight()),
+        // Its log broke off, and what there is of it is known: nobody shall come back for nothing.
+        after if after == run.log.last_seq() && run.log.ended() && run.log.last_event(|_| ()).is_none() => {
+            Err(out_of_sight())
+        }
         after => follow_log(run, after),
     }
 }

@@ -215,13 +215,13 @@ impl Runs {
         limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
+            registry: registry::Registry::beside(&*store),
             agents,
             providers,
             tools,
             store,
             artifacts: Arc::new(artifacts),
             limits,
-            registry: registry::Registry::default(),
             fleet: relay.map(fleet::Fleet::new),
             tasks: TaskTracker::new(),
             interrupt: CancellationToken::new(),

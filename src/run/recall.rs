@@ -1,8 +1,10 @@
 //! What was said before: a run's session is found or made, held or waited for, and read.
 
+use std::time::Duration;
+
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{OnBusy, Run, Runs, registry::session_busy, start::record};
@@ -13,7 +15,9 @@ use crate::{
 };
 
 /// How often a run asks whether it holds its session, where another gateway's run does.
-const POLL: std::time::Duration = std::time::Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
+/// How often it asks while others of this gateway are before it in the line, as far as is known here.
+const SELDOM: Duration = Duration::from_secs(1);
 
 /// What an order says of its session.
 pub(super) struct Asked {
@@ -35,10 +39,20 @@ pub(super) enum Recalled {
         /// Whether old turns were left out.
         truncated: bool,
     },
-    /// It can be read when the run holds its session: another one does. It is called first, if that one is of this gateway.
-    Later(Option<oneshot::Receiver<()>>),
+    /// It can be read when the run holds its session.
+    Later(Until),
     /// There is no run to begin: its key started this one already, at another gateway.
     Known(RunId),
+}
+
+/// What a run waits for that does not hold its session, or not for certain.
+pub(super) enum Until {
+    /// Another run of this gateway lets go. Where others share the session, the store may say so earlier.
+    Called(oneshot::Receiver<()>),
+    /// The store says that it is its turn.
+    Free,
+    /// The same, and it sees to it that whoever holds the session is stopped.
+    Stopped,
 }
 
 impl Asked {
@@ -84,42 +98,48 @@ impl Runs {
         let entry = asked_by.entry();
         let user_id = asked_by.user_id.unwrap_or_else(|| "anonymous".to_owned());
         let begun = self.store.begin(&record(run, session_id), &user_id, entry).await?;
-        match begun {
-            Begun::Known(known) => Ok(Recalled::Known(known)),
-            Begun::Busy(active) => Err(session_busy(active)),
-            Begun::At(_) if called.is_some() => Ok(Recalled::Later(called)),
-            Begun::At(version) => {
+        // From here on there is a row: nothing may fail, or be waited for, before the run's task has it.
+        match (begun, called) {
+            (Begun::Known(known), _) => Ok(Recalled::Known(known)),
+            (Begun::Busy(active), _) => Err(session_busy(active)),
+            (Begun::At(_), Some(called)) if !self.store.shared() => Ok(Recalled::Later(Until::Called(called))),
+            // The store lets it go before those of this gateway that came a moment earlier.
+            (Begun::At(_), Some(_)) => Ok(Recalled::Later(Until::Free)),
+            (Begun::At(version), None) => {
                 let Some((session, before)) = loaded else {
                     return Ok(Recalled::Now {
                         version,
                         truncated: false,
                     });
                 };
+                if session.version != version {
+                    return Ok(Recalled::Later(Until::Free)); // a turn was written after the session was read
+                }
                 let (before, truncated) = self.fitting(before);
                 request.messages.splice(0..0, before);
-                // The version that was read, not the one that is there now: the commit shall notice a difference.
-                Ok(Recalled::Now {
-                    version: session.version,
-                    truncated,
-                })
+                Ok(Recalled::Now { version, truncated })
             }
-            Begun::Waiting => {
-                if entry == Entry::Front {
-                    self.interrupt_elsewhere(run, session_id).await?;
-                }
-                Ok(Recalled::Later(called))
-            }
+            // Who interrupts goes before all that queue here.
+            (Begun::Waiting, _) if entry == Entry::Front => Ok(Recalled::Later(Until::Stopped)),
+            (Begun::Waiting, called) => Ok(Recalled::Later(called.map_or(Until::Free, Until::Called))),
         }
     }
 
-    /// Stops the run of another gateway that holds this session, if one does.
-    async fn interrupt_elsewhere(&self, run: &Run, session: &SessionId) -> Result<(), Error> {
-        let holder = self.store.running(&run.principal, session).await?.into_iter().next();
-        if let (Some(holder), Some(fleet)) = (holder, &self.fleet)
-            && self.registry.any(holder).is_none()
-        {
-            fleet.stop(holder).await?;
+    /// Stops the run that holds this session, wherever it is, if it came before this one and was not told before.
+    async fn interrupt_holder(&self, run: &Run, session: &SessionId, told: &mut Option<RunId>) -> Result<(), Error> {
+        let running = self.store.running(&run.principal, session).await?;
+        let Some(holder) = running.into_iter().next().filter(|holder| *holder < run.id) else {
+            return Ok(());
+        };
+        if *told == Some(holder) {
+            return Ok(());
         }
+        match (self.registry.any(holder), &self.fleet) {
+            (Some(here), _) => here.cancel.cancel(),
+            (None, Some(fleet)) => fleet.stop(holder).await?,
+            (None, None) => {}
+        }
+        *told = Some(holder);
         Ok(())
     }
 
@@ -128,26 +148,37 @@ impl Runs {
     ///
     /// # Errors
     /// `session_busy` if that takes too long.
-    pub(super) async fn called(
-        &self,
-        run: &Run,
-        called: &mut Option<oneshot::Receiver<()>>,
-    ) -> Result<(i64, Vec<Message>, bool), Error> {
+    pub(super) async fn called(&self, run: &Run, until: &mut Until) -> Result<(i64, Vec<Message>, bool), Error> {
         let Some(session_id) = &run.session_id else {
             return Err(Error::internal("a run without a session waits for one"));
         };
         let deadline = Instant::now() + self.limits.queue_patience;
         let in_vain = || Error::new(ErrorCode::SessionBusy, "The session was busy for too long.");
-        if let Some(called) = called {
+        if let Until::Called(called) = until
+            && !self.store.shared()
+        {
             let called = timeout_at(deadline, called).await;
             called.map_err(|_| in_vain())?.map_err(|_| in_vain())?;
         }
-        // Of this gateway's runs it is its turn; of another's, the store says.
+        let mut told = None;
         while self.store.take(&run.principal, session_id, run.id).await?.is_none() {
-            if Instant::now() + POLL > deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(in_vain());
             }
-            sleep(POLL.mul_f64(0.5 + fastrand::f64())).await;
+            let uneven = 0.5 + fastrand::f64();
+            match until {
+                Until::Called(called) => {
+                    if timeout(SELDOM.mul_f64(uneven).min(left), called).await.is_ok() {
+                        *until = Until::Free;
+                    }
+                    continue;
+                }
+                Until::Free => {}
+                // If it cannot be said now, then the next time.
+                Until::Stopped => drop(self.interrupt_holder(run, session_id, &mut told).await),
+            }
+            sleep(POLL.mul_f64(uneven).min(left)).await;
         }
         let loaded = self.store.load(&run.principal, session_id).await?;
         let (session, before) = loaded.ok_or_else(Error::not_found)?;

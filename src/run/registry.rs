@@ -18,6 +18,7 @@ use super::{Limits, OnBusy, Run, shutting_down};
 use crate::{
     chat::{Principal, RunId, SessionId},
     error::{Error, ErrorCode},
+    store::Store,
 };
 
 /// The most runs that may wait for one session.
@@ -26,6 +27,9 @@ const LINE: usize = 64;
 /// The register.
 #[derive(Default)]
 pub struct Registry {
+    /// Whether other gateways have runs in the same sessions. Then the store says who holds one, and whose turn it is;
+    /// the first in a line of this gateway may be waiting too.
+    shared: bool,
     books: Mutex<Books>,
     /// Bytes in all logs.
     pub(super) held: Arc<AtomicUsize>,
@@ -73,6 +77,14 @@ pub enum Admission {
 }
 
 impl Registry {
+    /// An empty one, for the runs that this store keeps.
+    pub(super) fn beside(store: &dyn Store) -> Self {
+        Self {
+            shared: store.shared(),
+            ..Self::default()
+        }
+    }
+
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,7 +132,8 @@ impl Registry {
                     return Err(session_busy(line.holder));
                 }
                 Some(line) => {
-                    for stopped in line.interrupted_by(on_busy) {
+                    let holder = Some(line.holder).filter(|_| !self.shared);
+                    for stopped in line.interrupted_by(on_busy, holder) {
                         if let Some(stopped) = books.runs.get(&stopped) {
                             stopped.cancel.cancel();
                         }
@@ -266,12 +279,13 @@ impl Registry {
 }
 
 impl Line {
-    /// The runs that a newcomer stops: the one that holds the session, and those that were to stop it and have not begun.
-    fn interrupted_by(&self, on_busy: OnBusy) -> Vec<RunId> {
+    /// The runs that a newcomer stops: the one that is known to hold the session, and those that were to stop it and have
+    /// not begun.
+    fn interrupted_by(&self, on_busy: OnBusy, holder: Option<RunId>) -> Vec<RunId> {
         match on_busy {
             OnBusy::Interrupt => {
                 let others = self.waiting.iter().filter(|w| w.on_busy == OnBusy::Interrupt);
-                [self.holder].into_iter().chain(others.map(|w| w.run)).collect()
+                holder.into_iter().chain(others.map(|w| w.run)).collect()
             }
             OnBusy::Reject | OnBusy::Queue => Vec::new(),
         }
