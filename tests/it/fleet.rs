@@ -1,6 +1,6 @@
 //! Several gateways, the real program each, on one PostgreSQL database and one Redis: whoever is asked gives the same
 //! answer, whoever dies, and whatever becomes of Redis.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -172,7 +172,10 @@ mod followed {
         }
         assert_eq!(told[&("raw", 0)], own.bytes);
         assert_eq!(told[&("json", 0)], told[&("json", 3)]);
-        assert!(own.bytes.ends_with(&told[&("raw", 2)]), "the rest of the same bytes");
+        let rest = told[&("raw", 2)]
+            .strip_prefix(b"retry: 2000\n")
+            .expect("how soon to come back");
+        assert!(own.bytes.ends_with(rest), "the rest of the same bytes");
         // Afterwards, from everywhere.
         let whole = events(&run).to(b).await.expect(200).await.transcript().await;
         assert_eq!(
@@ -385,5 +388,418 @@ mod stopped {
             );
         };
         tokio::join!(story("grace"), story("cancel"));
+    }
+}
+
+mod in_line {
+    use super::*;
+
+    /// Answers `re NAME` to the question `NAME`; `hold` says a word first, and stands at the gate.
+    async fn upstream(gate: &Gate) -> Upstream {
+        let gate = gate.clone();
+        Upstream::answering(move |request| match question(request).as_str() {
+            held if held.starts_with("hold") => Script::sse().role().say("partial").wait(&gate).complete(),
+            other => openai::answer(&["re ", other]),
+        })
+        .await
+    }
+
+    async fn ask(gateway: &impl Place, message: &str, on_busy: &str) -> Response {
+        let body = json!({"message": message, "session_id": "s", "on_busy": on_busy});
+        let mut stream = post(gateway, "/chat/sse", body).await.expect(200).await;
+        assert_eq!(stream.next_event().await.event, "start");
+        stream
+    }
+
+    fn asked(upstream: &Upstream) -> Vec<String> {
+        upstream.requests().iter().map(question).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn thirty_turns_of_three_gateways_are_all_there_once() {
+        let upstream = upstream(&Gate::new("never")).await;
+        let Some(fleet) = Fleet::of(3, &upstream, &[]).await else {
+            return;
+        };
+        let turns = (0..30).map(|number| {
+            let place = &fleet[number % 3];
+            async move { ask(place, &format!("q{number}"), "queue").await.transcript().await }
+        });
+        for (number, transcript) in join_all(turns).await.into_iter().enumerate() {
+            assert_eq!(transcript.done()["response"]["content"], format!("re q{number}"));
+        }
+        // Each once, and each in front of what the next one's model was sent.
+        let said = said(&fleet[0], "s").await;
+        assert_eq!(said.len(), 60);
+        let mut questions: Vec<_> = said.iter().step_by(2).cloned().collect();
+        assert_eq!(questions, asked(&upstream));
+        for (number, request) in upstream.requests().iter().enumerate() {
+            let sent = request.json["messages"].as_array().unwrap().iter();
+            let sent: Vec<_> = sent.map(|message| message["content"].as_str().unwrap()).collect();
+            assert_eq!(sent, said[..=2 * number]);
+        }
+        questions.sort();
+        questions.dedup();
+        assert_eq!(questions.len(), 30);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_order_is_that_of_arrival_wherever_they_came() {
+        let gate = Gate::new("the first one's end");
+        let upstream = upstream(&gate).await;
+        let Some(fleet) = Fleet::of(3, &upstream, &[]).await else {
+            return;
+        };
+        let first = ask(&fleet[0], "hold", "reject").await;
+        gate.reached().await;
+        let mut waiting = Vec::new();
+        for number in 0..9 {
+            waiting.push(ask(&fleet[(number * 2 + 1) % 3], &format!("q{number}"), "queue").await);
+        }
+        gate.open();
+        first.transcript().await.done();
+        for stream in waiting {
+            stream.transcript().await.done();
+        }
+        let expected: Vec<_> = (0..9).map(|number| format!("q{number}")).collect();
+        assert_eq!(asked(&upstream)[1..], expected);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_interrupt_stops_what_runs_elsewhere_and_nobody_who_waits() {
+        let gate = Gate::new("never");
+        let upstream = upstream(&gate).await;
+        let Some(fleet) = Fleet::of(3, &upstream, &[]).await else {
+            return;
+        };
+        let [a, b, c] = &fleet[..] else { unreachable!() };
+        for (round, (interrupted, by, other)) in [(a, b, c), (b, b, a), (c, a, c)].into_iter().enumerate() {
+            let before = upstream.calls();
+            let mut first = ask(interrupted, "hold", "reject").await;
+            first.next_event_named("token").await;
+            // Those who wait: at the gateway that interrupts, and elsewhere.
+            let waiting = [ask(by, "q1", "queue").await, ask(other, "q2", "queue").await];
+            let began = Instant::now();
+            let mut stop = ask(by, "hold it", "interrupt").await;
+            assert_eq!(first.transcript().await.codes(), ["cancelled"], "round {round}");
+            stop.next_event_named("token").await;
+            assert!(
+                began.elapsed() < Duration::from_secs(2),
+                "round {round}: {:?}",
+                began.elapsed()
+            );
+            // Another one elsewhere stops that one.
+            let last = ask(other, "stop", "interrupt").await;
+            assert_eq!(stop.transcript().await.codes(), ["cancelled"], "round {round}");
+            assert_eq!(last.transcript().await.done()["response"]["content"], "re stop");
+            for stream in waiting {
+                stream.transcript().await.done();
+            }
+            assert_eq!(
+                asked(&upstream)[before..],
+                ["hold", "hold it", "stop", "q1", "q2"],
+                "round {round}"
+            );
+            let said = said(c, "s").await;
+            let turns = [
+                "hold", "partial", "hold it", "partial", "stop", "re stop", "q1", "re q1", "q2", "re q2",
+            ];
+            assert_eq!(said[round * 10..], turns, "round {round}");
+        }
+    }
+}
+
+mod killed {
+    use super::*;
+
+    /// The gateway of a run dies while others follow it. Returns how long they waited for its end.
+    async fn its_readers_are_told(lease: &str) -> Option<Duration> {
+        let gate = Gate::new("never");
+        let upstream = Upstream::answering({
+            let gate = gate.clone();
+            move |request| match request.number {
+                0 => Script::sse().role().say("one ").say("two ").wait(&gate),
+                _ => openai::answer(&["again"]),
+            }
+        })
+        .await;
+        let mut fleet = Fleet::on(&shared()?, lease, 3, &upstream, &[]).await?;
+        let ask = || Call::post("/chat/sse").json(&hi("s")).header("Idempotency-Key", "k");
+        let mut own = ask().to(&fleet[0]).await.expect(200).await;
+        let run = own.header("x-run-id").to_owned();
+        while own.next_event().await.seq < 2 {}
+        let mut readers = Vec::new();
+        for call in [events(&run), after(&run, 1), ask(), events(&run)] {
+            let place = &fleet[1 + readers.len() % 2];
+            let mut reader = call.to(place).await.expect(200).await.patience(Duration::from_secs(15));
+            while reader.next_event().await.seq < 2 {}
+            readers.push(reader);
+        }
+        fleet.gateways[0].kill9().await;
+        let dead = Instant::now();
+        upstream.closed().await;
+        assert_eq!(own.transcript().await.ended, Ended::Aborted);
+        for reader in readers {
+            let told = reader.transcript().await;
+            assert_eq!((told.codes(), told.terminal().seq), (vec!["interrupted".to_owned()], 3));
+        }
+        let took = dead.elapsed();
+        // It is over, and the session free; the key means the next one.
+        for place in &fleet[1..] {
+            let row = glance(place, &run).await;
+            assert_eq!(
+                (&row["status"], &row["error"]["code"]),
+                (&json!("interrupted"), &json!("interrupted"))
+            );
+            assert_eq!(
+                cancel(place, &run).await.expect(409).await.problem().await,
+                "run_finished"
+            );
+        }
+        let again = ask().to(&fleet[2]).await.expect(200).await.transcript().await;
+        assert_eq!(again.text(), "again");
+        assert_ne!(again.events[0].run_id, run);
+        assert_eq!(said(&fleet[1], "s").await, ["Hi", "again"]);
+        // Whoever is asked says the same, also the one that died.
+        fleet.gateways[0].restart().await;
+        for place in fleet.iter() {
+            assert_eq!(glance(place, &run).await["last_seq"], 3);
+            for seq in 0..3 {
+                let told = after(&run, seq).to(place).await.expect(200).await.transcript().await;
+                assert_eq!(
+                    (told.codes(), told.terminal().seq),
+                    (vec!["interrupted".to_owned()], 3),
+                    "after {seq}"
+                );
+            }
+            assert_eq!(after(&run, 3).to(place).await.status, 204);
+            let whole = events(&run).to(place).await.expect(200).await.transcript().await;
+            assert_eq!(whole.kinds(), ["start", "token", "token", "error"]);
+            let answer = Call::post("/chat").json(&hi("s")).header("Idempotency-Key", "k");
+            assert_eq!(
+                answer.to(place).await.expect(200).await.json().await["content"],
+                "again"
+            );
+        }
+        assert_eq!(upstream.calls(), 2);
+        Some(took)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_gateway_leaves_its_readers_elsewhere_with_what_they_have_and_an_end() {
+        let Some(took) = its_readers_are_told(LEASE).await else {
+            return;
+        };
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_gateway_is_given_up_within_ten_seconds() {
+        let Some(took) = its_readers_are_told("").await else {
+            return;
+        };
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_is_told_to_stop_tells_those_who_read_elsewhere() {
+        let gate = Gate::new("the signal");
+        let upstream = Upstream::answering({
+            let gate = gate.clone();
+            move |request| match question(request).as_str() {
+                "finish" => Script::sse()
+                    .role()
+                    .say("one ")
+                    .say("two ")
+                    .wait(&gate)
+                    .say("three")
+                    .complete(),
+                _ => Script::sse().role().say("one ").say("two ").hang(),
+            }
+        })
+        .await;
+        let settings = [("RUNS__DRAIN", "500ms")];
+        let Some(mut fleet) = Fleet::of(2, &upstream, &settings).await else {
+            return;
+        };
+        let ask = |message: &str| json!({"message": message, "session_id": message});
+        let (finishes, first) = begin(&fleet[0], ask("finish")).await;
+        let (hangs, second) = begin(&fleet[0], ask("hang")).await;
+        let there = [
+            events(&first).to(&fleet[1]).await.expect(200).await,
+            events(&second).to(&fleet[1]).await.expect(200).await,
+        ];
+        let told = Instant::now();
+        fleet[0].terminate().await;
+        gate.open();
+        let [finished, hung] = there;
+        let (finished, hung) = (finished.transcript().await, hung.transcript().await);
+        assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+        assert_eq!(finished.done()["response"]["content"], "one two three");
+        assert_eq!(finished.last_id(), finishes.transcript().await.last_id());
+        assert_eq!(hung.codes(), ["shutting_down"]);
+        assert_eq!(hung.last_id(), hangs.transcript().await.last_id());
+        let exit = fleet.gateways[0].wait_exit(Duration::from_secs(5)).await;
+        assert_eq!(exit.code(), Some(0), "{}", fleet[0].log());
+        // And whoever comes late.
+        let late = after(&second, 0)
+            .to(&fleet[1])
+            .await
+            .expect(200)
+            .await
+            .transcript()
+            .await;
+        assert_eq!((late.codes(), late.last_id()), (hung.codes(), hung.last_id()));
+        assert_eq!(glance(&fleet[1], &second).await["status"], "interrupted");
+        assert_eq!(said(&fleet[1], "finish").await, ["finish", "one two three"]);
+        let next = post(&fleet[1], "/chat/sse", hi("hang")).await.expect(200).await;
+        next.hang_up(); // the session is free
+    }
+}
+
+mod without_redis {
+    use super::*;
+
+    /// Says two words and `three` at the gate to `hold`; to everything else at once.
+    async fn upstream(gate: &Gate) -> Upstream {
+        let gate = gate.clone();
+        Upstream::answering(move |request| match question(request).as_str() {
+            "hold" => {
+                let script = Script::sse().role().say("one ").say("two ").wait(&gate);
+                script.say("three").complete()
+            }
+            _ => openai::answer(&["at ", "once"]),
+        })
+        .await
+    }
+
+    /// A gateway is as good as one alone, and says what it cannot do in time.
+    async fn goes_on_alone(fleet: &Fleet, run: &str, upstream: &Upstream) {
+        let [a, b] = &fleet[..] else { unreachable!() };
+        let turns = said(b, "alone").await.len();
+        for number in 0..5 {
+            let began = Instant::now();
+            let answer = post(a, "/chat/sse", hi("alone"))
+                .await
+                .expect(200)
+                .await
+                .transcript()
+                .await;
+            answer.done();
+            assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+            assert_eq!(said(b, "alone").await.len(), turns + 2 * (number + 1));
+        }
+        let calls = upstream.calls();
+        let began = Instant::now();
+        let (resumed, cancelled) = tokio::join!(after(run, 1).to(b), cancel(b, run));
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        if resumed.status != 200 {
+            // What was heard before is still known; whoever has read it is told that there is no more.
+            let status = resumed.status;
+            let code = resumed.problem().await;
+            assert!(
+                matches!(
+                    (status, code.as_str()),
+                    (503, "store_unavailable") | (410, "replay_expired")
+                ),
+                "{code}"
+            );
+        }
+        assert_eq!(cancelled.header("retry-after"), "1");
+        assert_eq!(cancelled.expect(503).await.problem().await, "store_unavailable");
+        // At its own gateway it is all there.
+        let mut own = after(run, 1).to(a).await.expect(200).await;
+        assert_eq!(own.next_event().await.text, "two ");
+        assert_eq!(upstream.calls(), calls);
+    }
+
+    /// A run of one is followed at the other again, without anybody's doing.
+    async fn is_mirrored_again(fleet: &Fleet) {
+        let [a, b] = &fleet[..] else { unreachable!() };
+        eventually("a run that is followed elsewhere", async || {
+            let own = post(a, "/chat/sse", hi("anew"))
+                .await
+                .expect(200)
+                .await
+                .transcript()
+                .await;
+            let there = events(&own.events[0].run_id).to(b).await;
+            if there.status != 200 {
+                return None;
+            }
+            let there = there.transcript().await;
+            (there.last_id() == own.last_id() && there.text() == own.text()).then_some(())
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn gateways_go_on_alone_while_it_does_not_answer() {
+        let gate = Gate::new("it answers again");
+        let upstream = upstream(&gate).await;
+        let Some(redis) = Redis::start().await else { return };
+        let Some(fleet) = Fleet::on(&redis.url(), LEASE, 2, &upstream, &[]).await else {
+            return;
+        };
+        let [a, b] = &fleet[..] else { unreachable!() };
+        post(a, "/chat", hi("alone")).await.expect(200).await;
+        let hold = |session: &str| json!({"message": "hold", "session_id": session, "on_disconnect": "continue"});
+        let (own, run) = begin(a, hold("s")).await;
+        let mut there = events(&run).to(b).await.expect(200).await;
+        while there.next_event().await.seq < 2 {}
+        redis.pause().await;
+        let (unheard, other) = begin(a, hold("t")).await;
+        goes_on_alone(&fleet, &other, &upstream).await;
+        goes_on_alone(&fleet, &run, &upstream).await;
+        redis.resume().await;
+        gate.open();
+        // Nothing is lost: the log itself was the buffer.
+        let (own, there) = (own.transcript().await, there.transcript().await);
+        assert_eq!((there.text(), there.last_id()), (own.text(), own.last_id()));
+        let unheard = unheard.transcript().await;
+        eventually("the other one, from its start", async || {
+            let late = events(&other).to(b).await;
+            (late.status == 200 && late.transcript().await.text() == unheard.text()).then_some(())
+        })
+        .await;
+        is_mirrored_again(&fleet).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn gateways_go_on_alone_while_it_is_gone_and_need_no_restart() {
+        let gate = Gate::new("it is back");
+        let upstream = upstream(&gate).await;
+        let Some(mut redis) = Redis::start().await else { return };
+        let Some(fleet) = Fleet::on(&redis.url(), LEASE, 2, &upstream, &[]).await else {
+            return;
+        };
+        let [a, b] = &fleet[..] else { unreachable!() };
+        post(a, "/chat", hi("alone")).await.expect(200).await;
+        let (own, run) = begin(a, json!({"message": "hold", "session_id": "s"})).await;
+        let mut there = events(&run).to(b).await.expect(200).await;
+        while there.next_event().await.seq < 2 {}
+        redis.kill().await;
+        goes_on_alone(&fleet, &run, &upstream).await;
+        redis.restart().await;
+        is_mirrored_again(&fleet).await;
+        // What it had of this run is gone. Its reader is let go in time, and told so when it comes back.
+        gate.open();
+        let own = own.transcript().await;
+        assert_eq!(own.done()["response"]["content"], "one two three");
+        let there = there.transcript().await;
+        assert!(there.ended == Ended::Eof && there.codes().is_empty(), "{there:?}");
+        if there.last_id() != own.last_id() {
+            let seq = there.events.last().unwrap().seq;
+            let late = eventually("its row to say that it ended", async || {
+                let late = after(&run, seq).to(b).await;
+                (late.status != 503).then_some(late)
+            });
+            assert_eq!(late.await.expect(410).await.problem().await, "replay_expired");
+        }
+        assert_eq!(glance(b, &run).await["response"]["content"], "one two three");
+        assert_eq!(
+            events(&run).to(a).await.expect(200).await.transcript().await.text(),
+            "one two three"
+        );
     }
 }
