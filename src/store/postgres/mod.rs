@@ -59,7 +59,7 @@ const SERVER: [(&str, &str); 5] = [
     ("default_transaction_isolation", "read committed"),
 ];
 /// For how long a gateway that says nothing is believed to live, unless the address says `lease=…`.
-const LEASE: Duration = Duration::from_secs(6);
+const LEASE: Duration = Duration::from_secs(7);
 
 /// The schema's history. A file that has been released is never changed.
 fn migrations() -> Migrator {
