@@ -143,6 +143,15 @@ impl Fleet {
         Ok(shadows.entry(record.id).or_insert(shadow).run.clone())
     }
 
+    /// Adds all that the relay has to a shadow, for what is heard may be a moment behind.
+    pub(super) async fn catch_up(&self, shadow: &Run) -> Result<(), Error> {
+        let told = self.relay.read(shadow.id).await?;
+        if told.iter().any(|(batch, _)| take(shadow, batch).is_err()) {
+            shadow.log.give_up();
+        }
+        Ok(())
+    }
+
     /// Forgets a run of another gateway.
     pub(super) fn forget(&self, run: RunId) {
         held(&self.shadows).remove(&run);
@@ -337,13 +346,11 @@ impl Runs {
             };
             match record {
                 Some(record) if record.status == RunStatus::Running => {}
-                // Its gateway died, or stopped: what was mirrored is all there is, and this is its end.
+                // Its gateway died, or stopped: what was mirrored is all there is, and this is its end. Who is not here now
+                // may know more, and is told when they come back.
                 Some(record) if record.status == RunStatus::Interrupted => {
-                    let Ok(rest) = fleet.relay.read(run.id).await else {
+                    if run.log.vacant_since().is_some() || fleet.catch_up(&run).await.is_err() {
                         continue;
-                    };
-                    if rest.iter().any(|(batch, _)| take(&run, batch).is_err()) {
-                        run.log.give_up();
                     }
                     let seq = run.log.next_seq();
                     let error = follow::kept_error(record.end.and_then(|end| end.error));

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Interest, Reader, Run, Runs, elsewhere, log::out_of_sight};
+use super::{Interest, Reader, Run, Runs, elsewhere, fleet::Fleet, log::out_of_sight};
 
 use crate::{
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
@@ -81,26 +81,11 @@ impl Runs {
             ));
         }
         if let Some(fleet) = &self.fleet {
-            let shadow = fleet.shadow(&record).await?;
-            // One whose gateway died has no last event yet; it will be told here.
-            let will_end = record.status == RunStatus::Interrupted && !shadow.log.ended();
-            if shadow.log.last_event(|_| ()).is_some() || will_end {
-                return follow_shadow(shadow, after).await;
-            }
-            fleet.forget(id);
-            return Err(Error::new(
-                ErrorCode::ReplayExpired,
-                "This run's events are not all there; GET /runs/{id} has its result.",
-            ));
+            return self.follow_ended(fleet, record, after).await;
         }
-        let (seq, last) = match (record.status, end.done, end.last_seq) {
-            (RunStatus::Completed, Some(done), Some(seq)) => (seq, Event::Done(done)),
-            (RunStatus::Failed | RunStatus::Cancelled | RunStatus::Interrupted, _, Some(seq))
-                if end.error.is_some() =>
-            {
-                (seq, Event::Failed(kept_error(end.error)))
-            }
-            _ => {
+        let (seq, last) = match last_words(&record) {
+            Some(known) => known,
+            None => {
                 let seq = after.map_or(0, |after| after + 1);
                 self.store.told(id, seq).await?;
                 (seq, Event::Failed(interrupted()))
@@ -108,6 +93,43 @@ impl Runs {
         };
         if after.is_some_and(|after| after > seq) {
             return Err(ahead());
+        }
+        Ok(Follow::Events(Reader::new(
+            Run::kept(record, seq, vec![last]),
+            seq,
+            Interest::Every,
+        )))
+    }
+
+    /// Follows a run that ended at another gateway, or died with it. What its readers there were told last may not have
+    /// been mirrored.
+    async fn follow_ended(&self, fleet: &Fleet, record: RunRecord, after: Option<u64>) -> Result<Follow, Error> {
+        let shadow = fleet.shadow(&record).await?;
+        if shadow.log.last_event(|_| ()).is_none() {
+            fleet.catch_up(&shadow).await?;
+        }
+        // A gateway that died may have told its own readers more than it could mirror.
+        let died = record.status == RunStatus::Interrupted && last_words(&record).is_none();
+        if shadow.log.last_event(|_| ()).is_some() && !(died && after > shadow.log.last_seq()) {
+            return follow_shadow(shadow, after).await;
+        }
+        let (known, next) = (shadow.log.next_seq(), after.map_or(0, |after| after + 1));
+        let (seq, last) = match last_words(&record) {
+            Some((seq, last)) if seq == next || (seq == known && !shadow.log.ended()) => (seq, last),
+            None if died => {
+                let told = record.end.as_ref().and_then(|end| end.last_seq).unwrap_or(0);
+                let seq = if next < known { known } else { next.max(told) };
+                self.store.told(record.id, seq).await?;
+                (seq, Event::Failed(interrupted()))
+            }
+            _ => {
+                fleet.forget(record.id);
+                return Err(not_all_there());
+            }
+        };
+        if seq == known && !shadow.log.ended() {
+            shadow.log.append([last]);
+            return follow_log(shadow, after);
         }
         Ok(Follow::Events(Reader::new(
             Run::kept(record, seq, vec![last]),
@@ -219,10 +241,7 @@ async fn follow_shadow(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Erro
         tokio::time::sleep(AHEAD / 20).await;
     }
     match after {
-        Some(_) if after > run.log.last_seq() && run.log.ended() => Err(Error::new(
-            ErrorCode::ReplayExpired,
-            "This run's events are not all there; GET /runs/{id} has its result.",
-        )),
+        Some(_) if after > run.log.last_seq() && run.log.ended() => Err(not_all_there()),
         Some(_) if after > run.log.last_seq() => Err(out_of_sight()),
         // Its log broke off, and what there is of it is known: nobody shall come back for nothing.
         after if after == run.log.last_seq() && run.log.ended() && run.log.last_event(|_| ()).is_none() => {
@@ -230,6 +249,19 @@ async fn follow_shadow(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Erro
         }
         after => follow_log(run, after),
     }
+}
+
+/// The number and the last event of a run, where its row has them.
+fn last_words(record: &RunRecord) -> Option<(u64, Event)> {
+    let end = record.end.as_ref()?;
+    let last = match (record.status, &end.done, &end.error) {
+        (RunStatus::Completed, Some(done), _) => Event::Done(done.clone()),
+        (RunStatus::Failed | RunStatus::Cancelled | RunStatus::Interrupted, _, Some(error)) => {
+            Event::Failed(kept_error(Some(error.clone())))
+        }
+        _ => return None,
+    };
+    Some((end.last_seq?, last))
 }
 
 fn follow_log(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Error> {
@@ -316,6 +348,11 @@ fn ending(record: &RunRecord) -> RunEnd {
 pub(super) fn kept_error(kept: Option<serde_json::Value>) -> Error {
     kept.and_then(|kept| serde_json::from_value(kept).ok())
         .unwrap_or_else(interrupted)
+}
+
+fn not_all_there() -> Error {
+    let gap = "This run's events are not all there; GET /runs/{id} has its result.";
+    Error::new(ErrorCode::ReplayExpired, gap)
 }
 
 fn interrupted() -> Error {
