@@ -155,11 +155,11 @@ mod parsers {
     }
 }
 
-mod behind_nginx {
+pub(crate) mod behind_nginx {
     use super::*;
 
     /// An nginx of the story's own. Dropping it kills it, and nothing else.
-    struct Nginx {
+    pub(crate) struct Nginx {
         child: Child,
         /// Bound, and never listened on, so that no other test gets this port.
         listen: TcpSocket,
@@ -175,22 +175,42 @@ mod behind_nginx {
     impl Nginx {
         /// In front of this gateway, as the README says: unbuffered, HTTP/1.1.
         async fn start(gateway: &impl Place) -> Option<Self> {
+            let gateway = gateway.addr();
+            let settings = format!(
+                "events {{ worker_connections 128; }}\nhttp {{\naccess_log off;\nserver {{\nlisten 8080;\nlocation / {{\n\
+                 proxy_pass http://{gateway};\nproxy_http_version 1.1;\nproxy_set_header Connection \"\";\nproxy_set_header Host $host;\n\
+                 proxy_buffering off;\nproxy_read_timeout 60s;\n}}\n}}\n}}\n"
+            );
+            Self::with(&settings).await
+        }
+
+        /// In front of these two, with the settings that are in `deploy`.
+        pub(crate) async fn shipped(gateways: [SocketAddr; 2]) -> Option<Self> {
+            let mut settings = include_str!("../../deploy/nginx.conf").replace("worker_processes auto;", "");
+            for (name, gateway) in ["gateway-a:8080", "gateway-b:8080"].into_iter().zip(gateways) {
+                assert_eq!(settings.matches(name).count(), 1, "{name}");
+                settings = settings.replace(name, &gateway.to_string());
+            }
+            Self::with(&settings).await
+        }
+
+        /// With these settings, in a folder and at a port of its own.
+        async fn with(settings: &str) -> Option<Self> {
             let nginx = needed("nginx", program("nginx"))?;
             let folder = tempfile::tempdir().expect("a temporary folder");
-            let listen = TcpSocket::new_v4().expect("a socket");
-            listen.set_reuseaddr(true).expect("a fresh socket");
-            listen.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+            let listen = reserved_port();
             let (at, place) = (folder.path().display(), listen.local_addr().expect("a bound socket"));
             let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                 .map(|kind| format!("{kind}_temp_path {at}/{kind};\n"))
                 .concat();
-            let settings = format!(
-                "daemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{ worker_connections 128; }}\n\
-                 http {{\naccess_log off;\n{temporary}server {{\nlisten {place};\nlocation / {{\n\
-                 proxy_pass http://{};\nproxy_http_version 1.1;\nproxy_set_header Connection \"\";\nproxy_set_header Host $host;\n\
-                 proxy_buffering off;\nproxy_read_timeout 60s;\n}}\n}}\n}}\n",
-                gateway.addr()
-            );
+            for place in ["http {", "listen 8080;"] {
+                assert_eq!(settings.matches(place).count(), 1, "{place}");
+            }
+            let settings = settings
+                .replace("http {", &format!("http {{\n{temporary}"))
+                .replace("listen 8080;", &format!("listen {place};"));
+            let settings =
+                format!("daemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/error.log;\n{settings}");
             let file = folder.path().join("nginx.conf");
             std::fs::write(&file, settings).expect("a writable folder");
             let mut command = Command::new(nginx);
