@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use super::house::*;
 
 /// For a program of node's: it starts a browser and asks it several things.
-const NODE: Duration = Duration::from_secs(120);
+pub(crate) const NODE: Duration = Duration::from_secs(120);
 
 /// Where a program is, if it is installed. Debian keeps servers in sbin.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
@@ -40,7 +40,7 @@ pub(crate) fn needed<T>(what: &str, found: Option<T>) -> Option<T> {
 }
 
 /// Where the scripts for node are, if node and what they import are there.
-fn scripts() -> Option<(PathBuf, PathBuf)> {
+pub(crate) fn scripts() -> Option<(PathBuf, PathBuf)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     let node = needed("node", program("node"))?;
     let modules = Some(folder.join("node_modules/eventsource")).filter(|modules| modules.is_dir());
@@ -48,8 +48,14 @@ fn scripts() -> Option<(PathBuf, PathBuf)> {
     Some((node, folder))
 }
 
+/// Whether there is a browser.
+pub(crate) fn chromium() -> bool {
+    let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
+    needed("chromium", program(&chromium)).is_some()
+}
+
 /// Runs a script and gives the line of JSON that it prints.
-async fn node((node, folder): (PathBuf, PathBuf), script: &str, argument: &str) -> Value {
+pub(crate) async fn node((node, folder): (PathBuf, PathBuf), script: &str, argument: &str) -> Value {
     let mut command = Command::new(node);
     command
         .current_dir(folder)
@@ -71,11 +77,9 @@ async fn node((node, folder): (PathBuf, PathBuf), script: &str, argument: &str) 
 
 #[tokio::test]
 async fn a_browser_reads_the_answer_as_it_comes_and_to_its_end() {
-    let Some(scripts) = scripts() else { return };
-    let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
-    if needed("chromium", program(&chromium)).is_none() {
+    let Some(scripts) = scripts().filter(|_| chromium()) else {
         return;
-    }
+    };
     let gateway = Process::start(&[], &[]).await; // without a key it is the demo
     let report = node(scripts, "eventsource.mjs", &format!("http://{}", gateway.addr())).await;
     assert_eq!(report["ok"], true, "{report}\n{}", gateway.log());
