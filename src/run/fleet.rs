@@ -314,9 +314,8 @@ impl Runs {
         for (batch, behind) in heard.batches {
             if let Some(shadow) = known.get_mut(&batch.run) {
                 (shadow.place, shadow.heard) = (behind, Instant::now());
-                if take(&shadow.run, &batch).is_err() {
-                    shadow.run.log.give_up();
-                }
+                // With a gap it is of no use: the run's gateway will say everything once more.
+                let _ = take(&shadow.run, &batch);
             }
         }
         Ok(())
@@ -366,6 +365,209 @@ impl Runs {
                 // It ended, and how is not to be heard; or it was erased. Whoever comes back is told what there is.
                 _ => run.log.give_up(),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use futures_util::future::BoxFuture;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        chat::RunId,
+        run::{
+            Interest, Reader,
+            shelf::tests::{beside, run},
+        },
+        store::{Store, memory::Memory, relay::Heard},
+    };
+
+    /// A relay that fails as it is told.
+    #[derive(Default)]
+    struct Faulty {
+        streams: Mutex<HashMap<RunId, Vec<(u64, Batch)>>>,
+        entries: AtomicU64,
+        /// Nothing works.
+        down: AtomicBool,
+        /// The next batches are taken, and the answer is lost.
+        deaf: AtomicBool,
+        /// It has lost what it had, and the next command finds a broken connection.
+        broken: AtomicBool,
+    }
+
+    impl Faulty {
+        fn fail(&self) -> Result<(), Error> {
+            match self.down.load(Ordering::SeqCst) || self.broken.swap(false, Ordering::SeqCst) {
+                true => Err(elsewhere()),
+                false => Ok(()),
+            }
+        }
+
+        fn after(&self, run: RunId, place: &str) -> Vec<(Batch, Place)> {
+            let place: u64 = place.split('-').next().unwrap().parse().unwrap();
+            let streams = held(&self.streams);
+            let all = streams.get(&run).into_iter().flatten();
+            let new = all.filter(|(at, _)| *at > place);
+            new.map(|(at, batch)| (batch.clone(), format!("{at}-0"))).collect()
+        }
+    }
+
+    impl Relay for Faulty {
+        fn publish<'a>(&'a self, batches: &'a [Batch], _keep: Duration) -> BoxFuture<'a, Result<(), Error>> {
+            Box::pin(async move {
+                sleep(Duration::from_millis(3)).await;
+                self.fail()?;
+                for batch in batches {
+                    let at = self.entries.fetch_add(1, Ordering::SeqCst) + 1;
+                    let mut streams = held(&self.streams);
+                    let stream = streams.entry(batch.run).or_default();
+                    if batch.first == 0 {
+                        stream.clear();
+                    }
+                    stream.push((at, batch.clone()));
+                }
+                match self.deaf.swap(false, Ordering::SeqCst) {
+                    true => Err(elsewhere()),
+                    false => Ok(()),
+                }
+            })
+        }
+
+        fn read(&self, run: RunId) -> BoxFuture<'_, Result<Vec<(Batch, Place)>, Error>> {
+            Box::pin(async move {
+                match self.down.load(Ordering::SeqCst) {
+                    true => Err(elsewhere()),
+                    false => Ok(self.after(run, "0-0")),
+                }
+            })
+        }
+
+        fn hear<'a>(
+            &'a self,
+            runs: &'a [(RunId, Place)],
+            _stops: &'a Place,
+            patience: Duration,
+        ) -> BoxFuture<'a, Result<Heard, Error>> {
+            Box::pin(async move {
+                sleep(patience / 10).await;
+                if self.down.load(Ordering::SeqCst) {
+                    return Err(elsewhere());
+                }
+                let batches = runs.iter().flat_map(|(run, place)| self.after(*run, place)).collect();
+                let stops = Vec::new();
+                Ok(Heard { batches, stops })
+            })
+        }
+
+        fn now(&self) -> BoxFuture<'_, Result<Place, Error>> {
+            Box::pin(std::future::ready(Ok("0-0".to_owned())))
+        }
+
+        fn stop(&self, _run: RunId) -> BoxFuture<'_, Result<(), Error>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn attend<'a>(&'a self, _runs: &'a [RunId], _keep: Duration) -> BoxFuture<'a, Result<(), Error>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn attended(&self, _run: RunId) -> BoxFuture<'_, Result<bool, Error>> {
+            Box::pin(std::future::ready(Ok(false)))
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Say(u8),
+        Wait(u16),
+        Down,
+        Up,
+        Deaf,
+        Lose,
+        Follow,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1..6_u8).prop_map(Step::Say),
+            4 => (1..400_u16).prop_map(Step::Wait),
+            1 => Just(Step::Down),
+            1 => Just(Step::Up),
+            1 => Just(Step::Deaf),
+            1 => Just(Step::Lose),
+            2 => Just(Step::Follow),
+        ]
+    }
+
+    fn told(run: &Run) -> String {
+        format!("{:?}", run.log.since(0, usize::MAX).0)
+    }
+
+    /// Whatever becomes of the relay: what another gateway shows of a run begins as the run does, without a gap or a
+    /// repetition, and once the relay is well, it is all there.
+    async fn simulate(steps: Vec<Step>) {
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let relay = Arc::new(Faulty::default());
+        let gateway = || beside(store.clone(), Some(relay.clone() as Arc<dyn Relay>));
+        let (own, other, late) = (gateway(), gateway(), gateway());
+        let limits = own.limits;
+        let run = run(&own, Some("s")).await;
+        let _ = own.registry.admit(&run, crate::run::OnBusy::Reject, &limits);
+        let record = store.run(&run.principal, run.id).await.unwrap().unwrap();
+        let gateways = [own.clone(), other.clone(), late.clone()];
+        let tasks = gateways.map(|runs| tokio::spawn(async move { runs.mirror().await }));
+        own.say(&run, [Event::Started]);
+        let (mut shadows, mut count) = (Vec::new(), 0);
+        for step in steps {
+            match step {
+                Step::Say(many) => {
+                    let words = (0..many).map(|at| Event::Text(format!("{} ", count + u32::from(at))));
+                    own.say(&run, words);
+                    count += u32::from(many);
+                }
+                Step::Wait(millis) => sleep(Duration::from_millis(millis.into())).await,
+                Step::Down => relay.down.store(true, Ordering::SeqCst),
+                Step::Up => relay.down.store(false, Ordering::SeqCst),
+                Step::Deaf => relay.deaf.store(true, Ordering::SeqCst),
+                Step::Lose => {
+                    held(&relay.streams).clear();
+                    relay.broken.store(true, Ordering::SeqCst);
+                }
+                Step::Follow => {
+                    if let Ok(shadow) = other.fleet.as_ref().unwrap().shadow(&record).await {
+                        shadows.push(Reader::new(shadow, 0, Interest::Every));
+                    }
+                }
+            }
+            for reader in &shadows {
+                let (ours, theirs) = (told(&run), told(reader.run()));
+                assert!(
+                    ours.starts_with(theirs.trim_end_matches(']')),
+                    "{theirs} is not how {ours} begins"
+                );
+            }
+        }
+        relay.down.store(false, Ordering::SeqCst);
+        own.say(&run, [Event::Failed(elsewhere())]);
+        sleep(Duration::from_secs(30)).await;
+        let fresh = late.fleet.as_ref().unwrap().shadow(&record).await.unwrap();
+        assert_eq!(told(&fresh), told(&run));
+        for reader in &shadows {
+            assert_eq!(told(reader.run()), told(&run));
+        }
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_run_is_the_same_at_every_gateway_whatever_becomes_of_the_relay(steps in prop::collection::vec(step(), 1..40)) {
+            let clock = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            clock.block_on(simulate(steps));
         }
     }
 }

@@ -271,19 +271,24 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     use crate::{
         agent::{Agents, Shelf as _},
         provider::Providers,
         run::{Limits, OnCancel, OnDisconnect, log::Log},
-        store::{RunRecord, RunStatus, memory::Memory},
+        store::{RunRecord, RunStatus, memory::Memory, relay::Relay},
     };
 
     const LIFE: Duration = Duration::from_secs(60);
 
     fn runs() -> Arc<Runs> {
+        beside(Arc::new(Memory::default()), None)
+    }
+
+    /// A gateway's runs, beside a store and a relay that others may have too.
+    pub(in crate::run) fn beside(store: Arc<dyn crate::store::Store>, relay: Option<Arc<dyn Relay>>) -> Arc<Runs> {
         let agents = Agents {
             all: std::collections::BTreeMap::new(),
             default: String::new(),
@@ -307,18 +312,10 @@ mod tests {
         };
         let providers = Providers::new(vec![]).unwrap();
         let tools = crate::tool::Tools::new(crate::tool::ToolSettings::default()).unwrap();
-        Runs::new(
-            agents,
-            providers,
-            tools,
-            Arc::new(Memory::default()),
-            artifacts,
-            None,
-            limits,
-        )
+        Runs::new(agents, providers, tools, store, artifacts, relay, limits)
     }
 
-    async fn run(runs: &Runs, session: Option<&str>) -> Arc<Run> {
+    pub(in crate::run) async fn run(runs: &Runs, session: Option<&str>) -> Arc<Run> {
         let session: Option<SessionId> = session.map(|id| id.parse().unwrap());
         let record = RunRecord {
             id: RunId::new(),
