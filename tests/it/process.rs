@@ -184,22 +184,30 @@ mod killed {
     }
 
     const ANSWER: [&str; 4] = ["Yes, ", "and ", "no", "."];
-    const CLIENTS: usize = 20;
-    const ROUNDS: usize = 25;
-    /// For all rounds together.
-    const TIME: Duration = Duration::from_secs(40);
+    /// How often to kill it, among how many clients, and for how long at most. `SLUICEGATE_TEST_KILLS=200` asks for that many
+    /// among 50, which takes minutes.
+    fn effort() -> (usize, usize, Duration) {
+        match std::env::var("SLUICEGATE_TEST_KILLS")
+            .ok()
+            .and_then(|kills| kills.parse().ok())
+        {
+            Some(kills) => (kills, 50, Duration::from_secs(1_200)),
+            None => (25, 20, Duration::from_secs(40)),
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn at_any_moment_it_loses_nothing_that_was_acknowledged() {
+        let (most, many, time) = effort();
         let upstream = Upstream::always(openai::answer(&ANSWER)).await;
         let mut program = program(&upstream, &[]).await;
         let (place, began) = (program.addr(), Instant::now());
         let journal = Arc::new(Mutex::new(HashMap::new()));
         let (mut rounds, mut starts) = (0, Vec::new());
-        while rounds < ROUNDS && began.elapsed() < TIME {
+        while rounds < most && began.elapsed() < time {
             let (acknowledged, stop) = (watch::Sender::new(0), watch::Sender::new(false));
             let mut clients = JoinSet::new();
-            for number in 0..CLIENTS {
+            for number in 0..many {
                 // Old sessions and new ones.
                 let session = format!(
                     "s{}",
@@ -220,7 +228,7 @@ mod killed {
                 ));
             }
             // Right after somebody has read `done`, a little later each time, or anywhere.
-            let some = 1 + rounds * 2;
+            let some = 1 + rounds % 25 * 2;
             let mut count = acknowledged.subscribe();
             soon("turns", count.wait_for(|count| *count >= some)).await.unwrap();
             if rounds % 2 == 1 {
@@ -253,6 +261,8 @@ mod killed {
         starts.sort_unstable();
         let usual = starts[starts.len() / 2];
         assert!(usual < Duration::from_secs(2), "it was ready after {usual:?}");
+        let slowest = starts.last().copied().unwrap_or_default();
+        println!("{rounds} deaths, {acknowledged} turns acknowledged; ready after {usual:?}, {slowest:?} at most");
     }
 
     #[tokio::test]
