@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, List, Secret, Size, Time, expand, filled, wrong};
+use super::{
+    ConfigError,
+    values::{List, Secret, Size, Time, expand, filled},
+    wrong,
+};
 use crate::tool::{HttpToolSettings, McpSettings, McpTransport, ToolSettings};
 
 /// What a child sees of the gateway's own environment: what programs need to run at all. The keys of the providers are in

@@ -1,19 +1,22 @@
-//! Settings: the built-in file, a file, the environment, flags. The only place that reads the environment, and the only
-//! one that knows defaults are in `config/default.toml`. Everything is checked here, at the start; nothing per request.
+//! The settings as they are written down, and how they become those that hold: each checked by itself, and with what it
+//! belongs to.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
+    path::PathBuf,
 };
 
-use bytesize::ByteSize;
-use config::{Config, File, FileFormat, Value, ValueKind};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
+use super::{
+    ConfigError, Flags, Settings,
+    environment::{FROM_ENVIRONMENT, cloud, usual_provider},
+    tools::{self, HttpToolDefaults, McpDefaults, McpTree, ToolsTree},
+    values::{List, OptionalTime, Secret, Size, Time},
+    wrong,
+};
 use crate::{
     agent::{Agent, Form, ModelRef},
     chat::{self, ResponseFormat},
@@ -22,285 +25,13 @@ use crate::{
     run,
     store::StoreUrl,
     telemetry::LogFormat,
-    tool::{self, ToolSettings},
+    tool,
 };
-
-mod tools;
-
-use tools::{HttpToolDefaults, McpDefaults, McpTree, ToolsTree};
-
-const DEFAULT: &str = include_str!("../config/default.toml");
-const PREFIX: &str = "SLUICEGATE__";
-/// The providers that the environment can configure, in the order of preference: the kind, its keys' variables, its
-/// address's. Any of them configures it.
-const FROM_ENVIRONMENT: &[(&str, &[&str], &[&str])] = &[
-    ("openai", &["OPENAI_API_KEY"], &["OPENAI_BASE_URL"]),
-    ("anthropic", &["ANTHROPIC_API_KEY"], &["ANTHROPIC_BASE_URL"]),
-    ("gemini", &["GEMINI_API_KEY", "GOOGLE_API_KEY"], &["GEMINI_BASE_URL"]),
-    ("groq", &["GROQ_API_KEY"], &["GROQ_BASE_URL"]),
-    ("azure", &["AZURE_OPENAI_API_KEY"], &["AZURE_OPENAI_ENDPOINT"]),
-    ("ollama", &[], &["OLLAMA_BASE_URL", "OLLAMA_HOST"]),
-];
-
-/// What the command line says.
-#[derive(Clone, Debug, Default)]
-pub struct Flags {
-    /// The file.
-    pub config: Option<PathBuf>,
-    /// Who answers, `provider/model`.
-    pub model: Option<String>,
-    /// Where to listen.
-    pub listen: Option<SocketAddr>,
-}
-
-/// Settings that do not make a gateway: a sentence for whoever starts it, without secrets.
-#[derive(Debug)]
-pub struct ConfigError(String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-fn wrong(what: impl Into<String>) -> ConfigError {
-    ConfigError(what.into())
-}
-
-/// The settings in force, checked.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// Origins of pages that may call from elsewhere.
-    pub cors_allowed_origins: Vec<String>,
-    /// Names to answer to beside loopback's.
-    pub trusted_hosts: Vec<String>,
-    /// After how much silence a heartbeat is sent.
-    pub heartbeat: Duration,
-    /// How long a body may take.
-    pub body_timeout: Duration,
-    /// How large it may be.
-    pub max_body: usize,
-    /// How connections are served.
-    pub listener: ListenSettings,
-    /// Whether callers without a key may come from anywhere.
-    pub allow_anonymous: bool,
-    /// The limits of runs.
-    pub runs: run::Limits,
-    /// What `grace` means.
-    pub detach_grace: Duration,
-    /// How long runs may take to finish when the gateway stops.
-    pub drain: Duration,
-    /// After how long idle sessions are erased.
-    pub session_ttl: Option<Duration>,
-    /// Where sessions are kept.
-    pub store_url: StoreUrl,
-    /// Where the events of runs are kept.
-    pub run_log_url: StoreUrl,
-    /// Where the files that runs make are kept.
-    pub artifacts_url: String,
-    /// How many they may be, and how large.
-    pub artifacts: run::ArtifactLimits,
-    /// What the environment says of clouds, for those who keep files there.
-    pub cloud: Vec<(String, SecretString)>,
-    /// How the log looks.
-    pub log_format: LogFormat,
-    /// What is logged.
-    pub log_filter: String,
-    /// Who answers.
-    pub providers: Vec<ProviderSettings>,
-    /// What agents can do beside talking.
-    pub tools: ToolSettings,
-    /// Who can be asked.
-    pub agents: Vec<Agent>,
-    /// Who is asked when nobody is named.
-    pub default_agent: String,
-    tree: Tree,
-}
-
-impl Settings {
-    /// The settings that flags, environment and files make together.
-    ///
-    /// # Errors
-    /// The first thing that is wrong with them.
-    pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let environment: BTreeMap<String, String> =
-            environment.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        let file = match flags.config.as_deref() {
-            Some(path) => Some(read(path)?),
-            None => None,
-        };
-        Self::build(file.as_ref(), flags, &environment)
-    }
-
-    /// The settings of a file's text alone, for tests and for those who embed the gateway.
-    ///
-    /// # Errors
-    /// The first thing that is wrong with them.
-    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        Self::build(
-            Some(&("the settings".to_owned(), text.to_owned())),
-            &Flags::default(),
-            &BTreeMap::new(),
-        )
-    }
-
-    fn build(
-        file: Option<&(String, String)>,
-        flags: &Flags,
-        environment: &BTreeMap<String, String>,
-    ) -> Result<Self, ConfigError> {
-        let mut builder = Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
-        if let Some((name, text)) = file {
-            let syntax = text.parse::<toml::Table>();
-            syntax.map_err(|e| wrong(format!("{name}: {}", e.message())))?; // the whole error would quote the line
-            builder = builder.add_source(File::from_str(text, FileFormat::Toml));
-        }
-        let ours = environment
-            .iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
-        for (name, value) in ours {
-            let path = name
-                .split("__")
-                .map(str::to_ascii_lowercase)
-                .collect::<Vec<_>>()
-                .join(".");
-            let refused = |_| wrong(format!("{PREFIX}{name}: not the name of a setting"));
-            builder = builder.set_override(path, value.clone()).map_err(refused)?;
-        }
-        if let Some(listen) = flags.listen {
-            builder = builder
-                .set_override("server.listen", listen.to_string())
-                .map_err(|e| wrong(e.to_string()))?;
-        }
-        let merged = builder.build().map_err(|e| wrong(e.to_string()))?;
-        let tree: Tree = serde_path_to_error::deserialize(merged.cache).map_err(|e| explain(&e))?;
-        tree.check(flags, environment)
-    }
-
-    /// The settings in force as TOML, secrets masked.
-    ///
-    /// # Errors
-    /// They cannot be written down.
-    pub fn effective(&self) -> Result<String, ConfigError> {
-        toml::to_string_pretty(&self.tree).map_err(|e| wrong(e.to_string()))
-    }
-}
-
-/// What the usual variables say of a kind of provider; `None` if nothing.
-fn usual_provider(
-    kind: &str,
-    keys: &[&str],
-    addresses: &[&str],
-    environment: &BTreeMap<String, String>,
-) -> Option<ProviderTree> {
-    let get = |name: &str| environment.get(name).cloned();
-    let key = keys.iter().find_map(|name| get(name));
-    let address = addresses.iter().find_map(|name| get(name));
-    if !provider::knows(kind) || (key.is_none() && address.is_none()) {
-        return None;
-    }
-    let mut found = ProviderTree {
-        kind: Some(kind.to_owned()),
-        api_key: key.map(|key| Secret(key.trim().to_owned().into())),
-        ..ProviderTree::default()
-    };
-    match kind {
-        "azure" => {
-            let endpoint = address?.trim_end_matches('/').to_owned(); // Azure is nowhere without one
-            found.default_model = get("AZURE_OPENAI_DEPLOYMENT");
-            found.api_version = get("AZURE_OPENAI_API_VERSION");
-            found.deployment = get("AZURE_OPENAI_DEPLOYMENT").filter(|_| found.api_version.is_some());
-            let v1 = if found.api_version.is_some() || endpoint.ends_with("/openai/v1") {
-                ""
-            } else {
-                "/openai/v1"
-            };
-            found.base_url = Some(format!("{endpoint}{v1}"));
-        }
-        "ollama" => found.base_url = address.map(|address| ollama_address(&address)),
-        _ => found.base_url = address,
-    }
-    Some(found)
-}
-
-/// The variables by which the tools of clouds are told where they are, and as whom they call; not those of models.
-fn cloud(environment: &BTreeMap<String, String>) -> Vec<(String, SecretString)> {
-    let theirs = |name: &str| {
-        ["AWS_", "AZURE_", "GOOGLE_"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-    };
-    let ours = |name: &str| name.starts_with("AZURE_OPENAI_") || name == "GOOGLE_API_KEY";
-    let told = environment.iter().filter(|(name, _)| theirs(name) && !ours(name));
-    told.map(|(name, value)| (name.clone(), value.clone().into())).collect()
-}
-
-/// `OLLAMA_HOST` is what Ollama listens on, in any of its spellings: `0.0.0.0`, `host`, `:11434`, `http://host:11434`.
-fn ollama_address(host: &str) -> String {
-    let (scheme, rest) = host.split_once("://").unwrap_or(("http", host));
-    let rest = rest.trim_end_matches('/');
-    let (name, port) = rest
-        .rsplit_once(':')
-        .filter(|(_, port)| port.parse::<u16>().is_ok())
-        .unwrap_or((rest, ""));
-    let name = if matches!(name, "" | "0.0.0.0") {
-        "127.0.0.1"
-    } else {
-        name
-    };
-    let port = match (port, scheme) {
-        ("", "https") => String::new(),
-        ("", _) if !rest.contains('/') => ":11434".to_owned(),
-        ("", _) => String::new(),
-        (port, _) => format!(":{port}"),
-    };
-    format!("{scheme}://{name}{port}")
-}
-
-fn read(path: &Path) -> Result<(String, String), ConfigError> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("{name}: {e}")))?;
-    Ok((name, text))
-}
-
-/// An error of deserialising, with its key, and for an unknown one the nearest that is known. Values are not repeated:
-/// they may be secrets.
-fn explain(error: &serde_path_to_error::Error<config::ConfigError>) -> ConfigError {
-    let path = error.path().to_string();
-    let text = error.inner().to_string();
-    if let Some(rest) = text.split("unknown field `").nth(1)
-        && let Some((unknown, rest)) = rest.split_once('`')
-    {
-        let known = rest.split('`').skip(1).step_by(2);
-        let nearest =
-            known.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
-        let section = path.strip_suffix(unknown).unwrap_or(&path).trim_end_matches('.');
-        let place = if section.is_empty() || section == "." {
-            String::new()
-        } else {
-            format!("{section}.")
-        };
-        let hint = nearest
-            .map(|nearest| format!("; did you mean {place}{nearest}?"))
-            .unwrap_or_default();
-        return wrong(format!("unknown setting {place}{unknown}{hint}"));
-    }
-    let what = match text.split_once("expected ") {
-        None if text.contains("does not have variant") => "not a word that it can be".to_owned(),
-        Some((_, expected)) => format!("expected {}", expected.split(" for key").next().unwrap_or(expected)),
-        None => text.split(" for key").next().unwrap_or(&text).to_owned(),
-    };
-    wrong(format!("{path}: {what}"))
-}
 
 /// The settings as they are written down.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Tree {
+pub(super) struct Tree {
     default_agent: String,
     server: Server,
     auth: Auth,
@@ -328,7 +59,7 @@ struct Tree {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Server {
+pub(super) struct Server {
     listen: SocketAddr,
     cors_allowed_origins: List,
     trusted_hosts: List,
@@ -342,19 +73,19 @@ struct Server {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Auth {
+pub(super) struct Auth {
     allow_anonymous: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct LimitsSection {
+pub(super) struct LimitsSection {
     max_runs: usize,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct RunsSection {
+pub(super) struct RunsSection {
     deadline: Time,
     detach_grace: Time,
     replay_window: Time,
@@ -366,14 +97,14 @@ struct RunsSection {
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum OnCancelWord {
+pub(super) enum OnCancelWord {
     Keep,
     Discard,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Sessions {
+pub(super) struct Sessions {
     ttl: OptionalTime,
     max_history_tokens: u64,
     queue_patience: Time,
@@ -381,13 +112,13 @@ struct Sessions {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct StoreSection {
+pub(super) struct StoreSection {
     url: StoreUrl,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct ArtifactsSection {
+pub(super) struct ArtifactsSection {
     url: String,
     max_size: Size,
     max_per_run: usize,
@@ -395,21 +126,21 @@ struct ArtifactsSection {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Log {
+pub(super) struct Log {
     format: LogWord,
     filter: String,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum LogWord {
+pub(super) enum LogWord {
     Text,
     Json,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct KindTree {
+pub(super) struct KindTree {
     base_url: String,
     default_model: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -418,44 +149,44 @@ struct KindTree {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-struct ProviderTree {
+pub(super) struct ProviderTree {
     #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<String>,
+    pub(super) kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    base_url: Option<String>,
+    pub(super) base_url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    api_key: Option<Secret>,
+    pub(super) api_key: Option<Secret>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    api_key_env: Option<String>,
+    pub(super) api_key_env: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    api_key_file: Option<PathBuf>,
+    pub(super) api_key_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    default_model: Option<String>,
+    pub(super) default_model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    api_version: Option<String>,
+    pub(super) api_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    deployment: Option<String>,
+    pub(super) deployment: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    connect_timeout: Option<Time>,
+    pub(super) connect_timeout: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    first_byte_timeout: Option<Time>,
+    pub(super) first_byte_timeout: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    first_token_timeout: Option<Time>,
+    pub(super) first_token_timeout: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gap_timeout: Option<Time>,
+    pub(super) gap_timeout: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    max_retries: Option<u32>,
+    pub(super) max_retries: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    max_event: Option<Size>,
+    pub(super) max_event: Option<Size>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    breaker: Option<bool>,
+    pub(super) breaker: Option<bool>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    headers: BTreeMap<String, Secret>,
+    pub(super) headers: BTreeMap<String, Secret>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct AgentDefaults {
+pub(super) struct AgentDefaults {
     tools: List,
     max_tool_rounds: u32,
     tool_timeout: Time,
@@ -463,7 +194,7 @@ struct AgentDefaults {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-struct AgentTree {
+pub(super) struct AgentTree {
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -491,7 +222,7 @@ struct AgentTree {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct FormatTree {
+pub(super) struct FormatTree {
     r#type: FormatWord,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -502,7 +233,7 @@ struct FormatTree {
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum FormatWord {
+pub(super) enum FormatWord {
     Text,
     JsonObject,
     JsonSchema,
@@ -510,7 +241,11 @@ enum FormatWord {
 
 impl Tree {
     /// From what was written to what holds.
-    fn check(mut self, flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+    pub(super) fn check(
+        mut self,
+        flags: &Flags,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Settings, ConfigError> {
         self.add_usual_providers(environment);
         let providers = self.providers(environment)?;
         if self.agents.is_empty() || flags.model.is_some() {
@@ -824,7 +559,7 @@ impl AgentTree {
 }
 
 /// A provider's key, from wherever it is said to be.
-fn api_key(
+pub(super) fn api_key(
     tree: &ProviderTree,
     environment: &BTreeMap<String, String>,
     at: &impl Fn(&str) -> String,
@@ -852,167 +587,4 @@ fn api_key(
         return Ok(Some(text.trim().to_owned().into()));
     }
     Ok(tree.api_key.as_ref().map(|key| key.0.clone()))
-}
-
-/// A secret text with the variables in it that it names: `Bearer ${TOKEN}`.
-fn expand(secret: &Secret, environment: &BTreeMap<String, String>, at: &str) -> Result<SecretString, ConfigError> {
-    filled(secret.0.expose_secret(), environment, at).map(SecretString::from)
-}
-
-/// A text with the variables in it that it names.
-fn filled(text: &str, environment: &BTreeMap<String, String>, at: &str) -> Result<String, ConfigError> {
-    let mut rest = text;
-    let mut whole = String::with_capacity(rest.len());
-    while let Some((before, after)) = rest.split_once("${") {
-        let named = after
-            .split_once('}')
-            .filter(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
-        let Some((name, after)) = named else {
-            return Err(wrong(format!(
-                "{at}: ${{ is not followed by the name of a variable and }}"
-            )));
-        };
-        let value = environment
-            .get(name)
-            .ok_or_else(|| wrong(format!("{at}: {name} is not set")))?;
-        whole.push_str(before);
-        whole.push_str(value.trim());
-        rest = after;
-    }
-    whole.push_str(rest);
-    Ok(whole)
-}
-
-/// A text that is never shown.
-#[derive(Clone, Debug)]
-struct Secret(SecretString);
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(text.trim().to_owned().into()))
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(if self.0.expose_secret().is_empty() { "" } else { "***" })
-    }
-}
-
-/// `"250ms"`, `"30s"`, `"5m"`.
-#[derive(Clone, Copy, Debug)]
-struct Time(Duration);
-
-impl Time {
-    /// More than nothing: what has no time at all would fail at once.
-    fn positive(self, at: &str) -> Result<Duration, ConfigError> {
-        match self.0.is_zero() {
-            true => Err(wrong(format!("{at}: must be more than nothing"))),
-            false => Ok(self.0),
-        }
-    }
-}
-
-fn time(text: &str) -> Option<Duration> {
-    let unsigned = !text.starts_with(['-', '+']) && !text.contains("ago");
-    let span: jiff::SignedDuration = text.parse().ok().filter(|_| unsigned)?;
-    Duration::try_from(span).ok()
-}
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        time(&text)
-            .map(Self)
-            .ok_or_else(|| D::Error::custom("expected a duration, such as \"250ms\", \"30s\" or \"5m\""))
-    }
-}
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let millis = self.0.as_millis();
-        let text = if millis.is_multiple_of(1000) {
-            format!("{}s", millis / 1000)
-        } else {
-            format!("{millis}ms")
-        };
-        serializer.serialize_str(&text)
-    }
-}
-
-/// A time, or `""` for none.
-#[derive(Clone, Copy, Debug)]
-struct OptionalTime(Option<Duration>);
-
-impl<'de> Deserialize<'de> for OptionalTime {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text.is_empty() {
-            return Ok(Self(None));
-        }
-        let found = time(&text).filter(|time| !time.is_zero());
-        found
-            .map(|time| Self(Some(time)))
-            .ok_or_else(|| D::Error::custom("expected a duration, such as \"30m\" or \"24h\", or \"\""))
-    }
-}
-
-impl Serialize for OptionalTime {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Some(time) => Time(time).serialize(serializer),
-            None => serializer.serialize_str(""),
-        }
-    }
-}
-
-/// `"64KiB"`, `"4MiB"`.
-#[derive(Clone, Copy, Debug)]
-struct Size(usize);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let size = text
-            .parse::<ByteSize>()
-            .ok()
-            .and_then(|size| usize::try_from(size.as_u64()).ok());
-        size.map(Self)
-            .ok_or_else(|| D::Error::custom("expected a size, such as \"64KiB\" or \"4MiB\""))
-    }
-}
-
-impl Serialize for Size {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&ByteSize(self.0 as u64).to_string())
-    }
-}
-
-/// A list of texts; in the environment separated by commas.
-#[derive(Clone, Debug, Default, Serialize)]
-struct List(Vec<String>);
-
-impl List {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl<'de> Deserialize<'de> for List {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let texts = match Value::deserialize(deserializer)?.kind {
-            ValueKind::Array(list) => list
-                .into_iter()
-                .map(Value::into_string)
-                .collect::<Result<_, _>>()
-                .map_err(D::Error::custom)?,
-            ValueKind::String(text) => text
-                .split(',')
-                .map(|part| part.trim().to_owned())
-                .filter(|part| !part.is_empty())
-                .collect(),
-            _ => return Err(D::Error::custom("expected a list of strings")),
-        };
-        Ok(Self(texts))
-    }
 }

@@ -1,0 +1,212 @@
+//! Settings: the built-in file, a file, the environment, flags. The only place that reads the environment, and the only
+//! one that knows defaults are in `config/default.toml`. Everything is checked here, at the start; nothing per request.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::{Config, File, FileFormat};
+use secrecy::SecretString;
+
+use crate::{
+    agent::Agent, http::listen::ListenSettings, provider::ProviderSettings, run, store::StoreUrl, telemetry::LogFormat,
+    tool::ToolSettings,
+};
+
+mod environment;
+mod tools;
+mod tree;
+mod values;
+
+use tree::Tree;
+
+const DEFAULT: &str = include_str!("../../config/default.toml");
+const PREFIX: &str = "SLUICEGATE__";
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// The file.
+    pub config: Option<PathBuf>,
+    /// Who answers, `provider/model`.
+    pub model: Option<String>,
+    /// Where to listen.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Settings that do not make a gateway: a sentence for whoever starts it, without secrets.
+#[derive(Debug)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+fn wrong(what: impl Into<String>) -> ConfigError {
+    ConfigError(what.into())
+}
+
+/// The settings in force, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Origins of pages that may call from elsewhere.
+    pub cors_allowed_origins: Vec<String>,
+    /// Names to answer to beside loopback's.
+    pub trusted_hosts: Vec<String>,
+    /// After how much silence a heartbeat is sent.
+    pub heartbeat: Duration,
+    /// How long a body may take.
+    pub body_timeout: Duration,
+    /// How large it may be.
+    pub max_body: usize,
+    /// How connections are served.
+    pub listener: ListenSettings,
+    /// Whether callers without a key may come from anywhere.
+    pub allow_anonymous: bool,
+    /// The limits of runs.
+    pub runs: run::Limits,
+    /// What `grace` means.
+    pub detach_grace: Duration,
+    /// How long runs may take to finish when the gateway stops.
+    pub drain: Duration,
+    /// After how long idle sessions are erased.
+    pub session_ttl: Option<Duration>,
+    /// Where sessions are kept.
+    pub store_url: StoreUrl,
+    /// Where the events of runs are kept.
+    pub run_log_url: StoreUrl,
+    /// Where the files that runs make are kept.
+    pub artifacts_url: String,
+    /// How many they may be, and how large.
+    pub artifacts: run::ArtifactLimits,
+    /// What the environment says of clouds, for those who keep files there.
+    pub cloud: Vec<(String, SecretString)>,
+    /// How the log looks.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_filter: String,
+    /// Who answers.
+    pub providers: Vec<ProviderSettings>,
+    /// What agents can do beside talking.
+    pub tools: ToolSettings,
+    /// Who can be asked.
+    pub agents: Vec<Agent>,
+    /// Who is asked when nobody is named.
+    pub default_agent: String,
+    tree: Tree,
+}
+
+impl Settings {
+    /// The settings that flags, environment and files make together.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them.
+    pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let environment: BTreeMap<String, String> =
+            environment.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let file = match flags.config.as_deref() {
+            Some(path) => Some(read(path)?),
+            None => None,
+        };
+        Self::build(file.as_ref(), flags, &environment)
+    }
+
+    /// The settings of a file's text alone, for tests and for those who embed the gateway.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Self::build(
+            Some(&("the settings".to_owned(), text.to_owned())),
+            &Flags::default(),
+            &BTreeMap::new(),
+        )
+    }
+
+    fn build(
+        file: Option<&(String, String)>,
+        flags: &Flags,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let mut builder = Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
+        if let Some((name, text)) = file {
+            let syntax = text.parse::<toml::Table>();
+            syntax.map_err(|e| wrong(format!("{name}: {}", e.message())))?; // the whole error would quote the line
+            builder = builder.add_source(File::from_str(text, FileFormat::Toml));
+        }
+        let ours = environment
+            .iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
+        for (name, value) in ours {
+            let path = name
+                .split("__")
+                .map(str::to_ascii_lowercase)
+                .collect::<Vec<_>>()
+                .join(".");
+            let refused = |_| wrong(format!("{PREFIX}{name}: not the name of a setting"));
+            builder = builder.set_override(path, value.clone()).map_err(refused)?;
+        }
+        if let Some(listen) = flags.listen {
+            builder = builder
+                .set_override("server.listen", listen.to_string())
+                .map_err(|e| wrong(e.to_string()))?;
+        }
+        let merged = builder.build().map_err(|e| wrong(e.to_string()))?;
+        let tree: Tree = serde_path_to_error::deserialize(merged.cache).map_err(|e| explain(&e))?;
+        tree.check(flags, environment)
+    }
+
+    /// The settings in force as TOML, secrets masked.
+    ///
+    /// # Errors
+    /// They cannot be written down.
+    pub fn effective(&self) -> Result<String, ConfigError> {
+        toml::to_string_pretty(&self.tree).map_err(|e| wrong(e.to_string()))
+    }
+}
+
+fn read(path: &Path) -> Result<(String, String), ConfigError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("{name}: {e}")))?;
+    Ok((name, text))
+}
+
+/// An error of deserialising, with its key, and for an unknown one the nearest that is known. Values are not repeated:
+/// they may be secrets.
+fn explain(error: &serde_path_to_error::Error<config::ConfigError>) -> ConfigError {
+    let path = error.path().to_string();
+    let text = error.inner().to_string();
+    if let Some(rest) = text.split("unknown field `").nth(1)
+        && let Some((unknown, rest)) = rest.split_once('`')
+    {
+        let known = rest.split('`').skip(1).step_by(2);
+        let nearest =
+            known.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+        let section = path.strip_suffix(unknown).unwrap_or(&path).trim_end_matches('.');
+        let place = if section.is_empty() || section == "." {
+            String::new()
+        } else {
+            format!("{section}.")
+        };
+        let hint = nearest
+            .map(|nearest| format!("; did you mean {place}{nearest}?"))
+            .unwrap_or_default();
+        return wrong(format!("unknown setting {place}{unknown}{hint}"));
+    }
+    let what = match text.split_once("expected ") {
+        None if text.contains("does not have variant") => "not a word that it can be".to_owned(),
+        Some((_, expected)) => format!("expected {}", expected.split(" for key").next().unwrap_or(expected)),
+        None => text.split(" for key").next().unwrap_or(&text).to_owned(),
+    };
+    wrong(format!("{path}: {what}"))
+}

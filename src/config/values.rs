@@ -1,0 +1,177 @@
+//! How single values are written: times, sizes, lists, and secrets, which are never shown.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytesize::ByteSize;
+use config::{Value, ValueKind};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::{ConfigError, wrong};
+
+/// A secret text with the variables in it that it names: `Bearer ${TOKEN}`.
+pub(super) fn expand(
+    secret: &Secret,
+    environment: &BTreeMap<String, String>,
+    at: &str,
+) -> Result<SecretString, ConfigError> {
+    filled(secret.0.expose_secret(), environment, at).map(SecretString::from)
+}
+
+/// A text with the variables in it that it names.
+pub(super) fn filled(text: &str, environment: &BTreeMap<String, String>, at: &str) -> Result<String, ConfigError> {
+    let mut rest = text;
+    let mut whole = String::with_capacity(rest.len());
+    while let Some((before, after)) = rest.split_once("${") {
+        let named = after
+            .split_once('}')
+            .filter(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+        let Some((name, after)) = named else {
+            return Err(wrong(format!(
+                "{at}: ${{ is not followed by the name of a variable and }}"
+            )));
+        };
+        let value = environment
+            .get(name)
+            .ok_or_else(|| wrong(format!("{at}: {name} is not set")))?;
+        whole.push_str(before);
+        whole.push_str(value.trim());
+        rest = after;
+    }
+    whole.push_str(rest);
+    Ok(whole)
+}
+
+/// A text that is never shown.
+#[derive(Clone, Debug)]
+pub(super) struct Secret(pub(super) SecretString);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(text.trim().to_owned().into()))
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.expose_secret().is_empty() { "" } else { "***" })
+    }
+}
+
+/// `"250ms"`, `"30s"`, `"5m"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time(pub(super) Duration);
+
+impl Time {
+    /// More than nothing: what has no time at all would fail at once.
+    pub(super) fn positive(self, at: &str) -> Result<Duration, ConfigError> {
+        match self.0.is_zero() {
+            true => Err(wrong(format!("{at}: must be more than nothing"))),
+            false => Ok(self.0),
+        }
+    }
+}
+
+pub(super) fn time(text: &str) -> Option<Duration> {
+    let unsigned = !text.starts_with(['-', '+']) && !text.contains("ago");
+    let span: jiff::SignedDuration = text.parse().ok().filter(|_| unsigned)?;
+    Duration::try_from(span).ok()
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        time(&text)
+            .map(Self)
+            .ok_or_else(|| D::Error::custom("expected a duration, such as \"250ms\", \"30s\" or \"5m\""))
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let millis = self.0.as_millis();
+        let text = if millis.is_multiple_of(1000) {
+            format!("{}s", millis / 1000)
+        } else {
+            format!("{millis}ms")
+        };
+        serializer.serialize_str(&text)
+    }
+}
+
+/// A time, or `""` for none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OptionalTime(pub(super) Option<Duration>);
+
+impl<'de> Deserialize<'de> for OptionalTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let found = time(&text).filter(|time| !time.is_zero());
+        found
+            .map(|time| Self(Some(time)))
+            .ok_or_else(|| D::Error::custom("expected a duration, such as \"30m\" or \"24h\", or \"\""))
+    }
+}
+
+impl Serialize for OptionalTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(time) => Time(time).serialize(serializer),
+            None => serializer.serialize_str(""),
+        }
+    }
+}
+
+/// `"64KiB"`, `"4MiB"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size(pub(super) usize);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let size = text
+            .parse::<ByteSize>()
+            .ok()
+            .and_then(|size| usize::try_from(size.as_u64()).ok());
+        size.map(Self)
+            .ok_or_else(|| D::Error::custom("expected a size, such as \"64KiB\" or \"4MiB\""))
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&ByteSize(self.0 as u64).to_string())
+    }
+}
+
+/// A list of texts; in the environment separated by commas.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct List(pub(super) Vec<String>);
+
+impl List {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = match Value::deserialize(deserializer)?.kind {
+            ValueKind::Array(list) => list
+                .into_iter()
+                .map(Value::into_string)
+                .collect::<Result<_, _>>()
+                .map_err(D::Error::custom)?,
+            ValueKind::String(text) => text
+                .split(',')
+                .map(|part| part.trim().to_owned())
+                .filter(|part| !part.is_empty())
+                .collect(),
+            _ => return Err(D::Error::custom("expected a list of strings")),
+        };
+        Ok(Self(texts))
+    }
+}
