@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Run, Runs, elsewhere, follow};
+use super::{Run, Runs, elsewhere, follow, log::Log};
 use crate::{
     chat::{Event, RunId},
     error::{Error, ErrorCode},
@@ -55,6 +55,8 @@ pub(super) struct Fleet {
     dirty: Mutex<Vec<RunId>>,
     bell: Notify,
     shadows: Mutex<HashMap<RunId, Shadow>>,
+    /// Bytes in all logs of this gateway, those of shadows too.
+    held: Arc<AtomicUsize>,
 }
 
 /// Where a run's mirroring is.
@@ -82,9 +84,10 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Fleet {
-    pub(super) fn new(relay: Arc<dyn Relay>) -> Self {
+    pub(super) fn new(relay: Arc<dyn Relay>, held: Arc<AtomicUsize>) -> Self {
         Self {
             relay,
+            held,
             dirty: Mutex::default(),
             bell: Notify::new(),
             shadows: Mutex::default(),
@@ -120,7 +123,7 @@ impl Fleet {
             return Ok(shadow.run.clone());
         }
         let told = self.relay.read(record.id).await?;
-        let run = Run::kept(record.clone(), 0, Vec::new());
+        let run = Run::beside(record.clone(), Log::new(0, self.held.clone()));
         let mut place = "0-0".to_owned();
         for (batch, behind) in told {
             // What is missing of a run that goes on is said again by its gateway.

@@ -1,5 +1,6 @@
 //! A run and its log. A run is a task that writes its log ([`start`]); a client is a reader of the log ([`log`]);
-//! who runs where, and what ends it, is in [`registry`] and `drive`.
+//! who runs, and what ends it, is in [`registry`] and `drive`; what was said before, and waiting for it, in `recall`; runs of
+//! other gateways in `fleet`; files that runs make in `shelf`.
 
 use std::{
     collections::BTreeMap,
@@ -106,6 +107,11 @@ impl Run {
     fn kept(record: RunRecord, first: u64, events: Vec<Event>) -> Arc<Run> {
         let log = log::Log::new(first, Arc::new(AtomicUsize::new(0)));
         log.append(events);
+        Self::beside(record, log)
+    }
+
+    /// A run that is not of this gateway, with what is known of its log.
+    fn beside(record: RunRecord, log: log::Log) -> Arc<Run> {
         Arc::new(Run {
             id: record.id,
             principal: record.principal,
@@ -214,15 +220,16 @@ impl Runs {
         relay: Option<Arc<dyn Relay>>,
         limits: Limits,
     ) -> Arc<Self> {
+        let registry = registry::Registry::beside(&*store);
         Arc::new(Self {
-            registry: registry::Registry::beside(&*store),
+            fleet: relay.map(|relay| fleet::Fleet::new(relay, registry.held.clone())),
+            registry,
             agents,
             providers,
             tools,
             store,
             artifacts: Arc::new(artifacts),
             limits,
-            fleet: relay.map(fleet::Fleet::new),
             tasks: TaskTracker::new(),
             interrupt: CancellationToken::new(),
         })

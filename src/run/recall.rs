@@ -107,6 +107,10 @@ impl Runs {
             (Begun::At(_), Some(_)) => Ok(Recalled::Later(Until::Free)),
             (Begun::At(version), None) => {
                 let Some((session, before)) = loaded else {
+                    // Another gateway may have made the session, and written a turn, after it was looked for.
+                    if asked_by.known_session && self.store.shared() {
+                        return Ok(Recalled::Later(Until::Free));
+                    }
                     return Ok(Recalled::Now {
                         version,
                         truncated: false,
