@@ -441,6 +441,32 @@ mod in_line {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_first_turns_of_a_new_session_know_of_each_other() {
+        let upstream = upstream(&Gate::new("never")).await;
+        let Some(fleet) = Fleet::of(2, &upstream, &[]).await else {
+            return;
+        };
+        let sessions = (0..20).map(|number| {
+            let fleet = &fleet;
+            async move {
+                let turn = |place: usize| {
+                    let body = json!({"message": format!("{number}.{place}"), "session_id": format!("new{number}"), "on_busy": "queue"});
+                    async move { post(&fleet[place], "/chat", body).await.expect(200).await.json().await }
+                };
+                tokio::join!(turn(0), turn(1))
+            }
+        });
+        join_all(sessions).await;
+        let lengths = upstream
+            .requests()
+            .into_iter()
+            .map(|request| request.json["messages"].as_array().unwrap().len());
+        let mut lengths: Vec<_> = lengths.collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, [[1; 20], [3; 20]].concat());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_order_is_that_of_arrival_wherever_they_came() {
         let gate = Gate::new("the first one's end");
         let upstream = upstream(&gate).await;
