@@ -9,7 +9,7 @@ use crate::{
     agent::{Agent, Agents},
     config::Settings,
     error::{Error, ErrorCode},
-    http::{Front, FrontSettings, auth::Access, listen, router},
+    http::{Front, FrontSettings, listen, router},
     provider::Providers,
     run::{Artifacts, Runs},
     store::{self, Blobs},
@@ -58,10 +58,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
             heartbeat: settings.heartbeat,
             detach_grace: settings.detach_grace,
             allowed_origins: settings.cors_allowed_origins.clone(),
-            access: Access {
-                loopback: listen_at.ip().is_loopback(),
-                trusted_hosts: settings.trusted_hosts.clone(),
-            },
+            access: settings.access.clone(),
         }),
     };
     let stop = CancellationToken::new();
@@ -146,15 +143,21 @@ fn blobs(settings: &Settings) -> Result<Blobs, Error> {
 /// Who answers, and who can be asked.
 fn staff(settings: &Settings) -> Result<(Providers, Tools, Agents), Error> {
     let listen_at = settings.listen;
-    if !listen_at.ip().is_loopback() && !settings.allow_anonymous {
+    if settings.access.exposed() {
         return Err(config_error(format!(
             "server.listen is {listen_at}, which is not loopback, and anybody who reaches it could use it; \
-             set auth.allow_anonymous = true if that is meant"
+             `sluicegate keys new` makes a key for [[auth.keys]], or set auth.allow_anonymous = true if that is meant"
         )));
     }
     let providers = Providers::new(settings.providers.clone()).map_err(|e| config_error(format!("providers.{e}")))?;
     let tools = Tools::new(settings.tools.clone()).map_err(config_error)?;
     let agents = agents(settings, &providers, &tools).map_err(config_error)?;
+    for key in settings.access.keys.all() {
+        key.allowance
+            .permit
+            .check(&agents, &tools)
+            .map_err(|e| config_error(format!("auth.keys: {}: {e}", key.principal.as_str())))?;
+    }
     Ok((providers, tools, agents))
 }
 
@@ -241,9 +244,14 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr) {
         ),
     }
     tracing::info!("files that tools make are kept in {}", settings.artifacts_url);
-    match (address.ip().is_loopback(), settings.allow_anonymous) {
-        (true, _) => tracing::info!("anybody on this machine may call, nobody else"),
-        (false, _) => tracing::warn!("anybody who reaches this address may call (auth.allow_anonymous)"),
+    let access = &settings.access;
+    if access.guarded() {
+        tracing::info!("who has a key may call: {}", access.keys.names().join(", "));
+    }
+    match (access.open(), access.loopback) {
+        (false, _) => {}
+        (true, true) => tracing::info!("anybody on this machine may call, nobody else"),
+        (true, false) => tracing::warn!("anybody who reaches this address may call (auth.allow_anonymous)"),
     }
 }
 

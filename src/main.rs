@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand, builder::OsStringValueParser};
 use sluicegate::{
     app,
     config::{Flags, Settings},
-    http::docs::OPENAPI,
+    http::{auth::keys, docs::OPENAPI},
     shutdown, telemetry,
 };
 
@@ -50,8 +50,21 @@ enum Command {
     CheckConfig,
     /// Ask the gateway that these settings describe whether it is ready: exit code 0 if it is.
     Healthcheck,
+    /// Make keys for callers.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Print the contract as OpenAPI.
     Openapi,
+}
+
+#[derive(Subcommand)]
+enum Keys {
+    /// Make a key: it is printed once, with the lines that the settings need to know it by.
+    New {
+        /// Whose it is: sessions, runs and files will belong to this name.
+        #[arg(long, value_name = "NAME")]
+        name: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,8 +79,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let command = cli.command.unwrap_or(Command::Serve);
-    if let Command::Openapi = command {
-        return print(OPENAPI);
+    match command {
+        Command::Openapi => return print(OPENAPI),
+        Command::Keys(Keys::New { name }) => return new_key(&name),
+        Command::Serve | Command::CheckConfig | Command::Healthcheck => {}
     }
     let flags = Flags {
         // An empty variable is none.
@@ -83,8 +98,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             print(&settings.effective().map_err(|e| anyhow!("{e}"))?)
         }
         Command::Healthcheck => healthcheck(settings.listen),
-        Command::Openapi => Ok(()),
+        Command::Keys(_) | Command::Openapi => Ok(()),
     }
+}
+
+/// A key, and what the settings are told of it.
+fn new_key(name: &str) -> anyhow::Result<()> {
+    let (key, sha256) = keys::generate().map_err(|_| anyhow!("the system has no random numbers"))?;
+    let lines = format!("[[auth.keys]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\n");
+    Settings::from_toml(&lines).map_err(|_| {
+        anyhow!("--name: must have 1 to 64 of the characters A-Z a-z 0-9 . _ @ -, and not be \"anonymous\"")
+    })?;
+    print(&format!(
+        "# The key, which is shown only here:\n{key}\n\n# What the settings know it by:\n{lines}"
+    ))
 }
 
 fn serve(settings: Settings) -> anyhow::Result<()> {

@@ -43,6 +43,10 @@ pub(super) async fn call(
                 Err("The limit of tool rounds was reached; nothing was called.".to_owned())
             }
             _ if at >= MAX_CALLS => Err("Too many calls in one round; this one was not made.".to_owned()),
+            None if kit.denied.contains(&call.name) => {
+                tracing::warn!(run_id = %kit.context.run_id, tool = call.name, "a tool was refused to this caller");
+                Err("Whoever asks may not use this tool; nothing was called.".to_owned())
+            }
             None => Err("There is no tool of this name.".to_owned()),
             Some(offer) => match offer.admits(&call.arguments) {
                 Ok(()) => Ok(offer),

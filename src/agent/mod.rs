@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use crate::{
     chat::{Artifact, ResponseFormat, Settings},
     error::{Error, ErrorCode},
-    tool::{File, Offer, ToolContext},
+    tool::{self, File, Offer, ToolContext},
 };
 
 mod call;
@@ -53,6 +53,8 @@ pub struct Agent {
 pub struct Kit<'a> {
     /// Its tools.
     pub tools: &'a [Offer],
+    /// The names of those that it has, but not for this caller.
+    pub denied: &'a [String],
     /// What they are told beside their arguments.
     pub context: ToolContext,
     /// Where their files go.
@@ -113,10 +115,7 @@ impl Agent {
             }
         };
         let model = ModelRef::parse(asked).ok_or_else(refused)?;
-        let admits = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(prefix) => asked.starts_with(prefix),
-            None => pattern == asked,
-        };
+        let admits = |pattern: &String| tool::matches(pattern, asked);
         if model == self.model || self.allowed_models.iter().any(admits) {
             Ok(model)
         } else {
@@ -135,12 +134,12 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// The agent of that name, or the default.
+    /// The agent of that name.
     ///
     /// # Errors
     /// `agent_unknown`.
-    pub fn get(&self, name: Option<&str>) -> Result<&Arc<Agent>, Error> {
-        self.all.get(name.unwrap_or(&self.default)).ok_or_else(|| {
+    pub fn get(&self, name: &str) -> Result<&Arc<Agent>, Error> {
+        self.all.get(name).ok_or_else(|| {
             let unknown = Error::new(
                 ErrorCode::AgentUnknown,
                 "There is no agent of that name; GET /agents lists them.",

@@ -13,10 +13,16 @@ use config::{Config, File, FileFormat};
 use secrecy::SecretString;
 
 use crate::{
-    agent::Agent, http::listen::ListenSettings, provider::ProviderSettings, run, store::StoreUrl, telemetry::LogFormat,
+    agent::Agent,
+    http::{auth::Access, listen::ListenSettings},
+    provider::ProviderSettings,
+    run,
+    store::StoreUrl,
+    telemetry::LogFormat,
     tool::ToolSettings,
 };
 
+mod auth;
 mod environment;
 mod tools;
 mod tree;
@@ -61,8 +67,6 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Origins of pages that may call from elsewhere.
     pub cors_allowed_origins: Vec<String>,
-    /// Names to answer to beside loopback's.
-    pub trusted_hosts: Vec<String>,
     /// After how much silence a heartbeat is sent.
     pub heartbeat: Duration,
     /// How long a body may take.
@@ -71,8 +75,8 @@ pub struct Settings {
     pub max_body: usize,
     /// How connections are served.
     pub listener: ListenSettings,
-    /// Whether callers without a key may come from anywhere.
-    pub allow_anonymous: bool,
+    /// Who may call.
+    pub access: Access,
     /// The limits of runs.
     pub runs: run::Limits,
     /// What `grace` means.

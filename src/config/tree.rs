@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError, Flags, Settings,
+    auth::{AuthTree, LimitsSection},
     environment::{FROM_ENVIRONMENT, cloud, usual_provider},
     tools::{self, HttpToolDefaults, McpDefaults, McpTree, ToolsTree},
     values::{List, OptionalTime, Secret, Size, Time},
@@ -33,9 +34,9 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Tree {
     default_agent: String,
-    server: Server,
-    auth: Auth,
-    limits: LimitsSection,
+    pub(super) server: Server,
+    pub(super) auth: AuthTree,
+    pub(super) limits: LimitsSection,
     runs: RunsSection,
     sessions: Sessions,
     store: StoreSection,
@@ -60,27 +61,15 @@ pub(super) struct Tree {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Server {
-    listen: SocketAddr,
+    pub(super) listen: SocketAddr,
     cors_allowed_origins: List,
-    trusted_hosts: List,
+    pub(super) trusted_hosts: List,
     heartbeat: Time,
     header_timeout: Time,
     body_timeout: Time,
     max_body: Size,
     max_headers: usize,
     max_connections: usize,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Auth {
-    allow_anonymous: bool,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct LimitsSection {
-    max_runs: usize,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -325,7 +314,6 @@ impl Tree {
         Ok(Settings {
             listen: server.listen,
             cors_allowed_origins: server.cors_allowed_origins.0.clone(),
-            trusted_hosts: server.trusted_hosts.0.clone(),
             heartbeat: server.heartbeat.0,
             body_timeout: server.body_timeout.0,
             max_body: server.max_body.0,
@@ -334,7 +322,7 @@ impl Tree {
                 max_headers: server.max_headers.clamp(1, 1000),
                 max_connections: server.max_connections.clamp(1, tokio::sync::Semaphore::MAX_PERMITS),
             },
-            allow_anonymous: self.auth.allow_anonymous,
+            access: self.access()?,
             runs: run::Limits {
                 deadline: runs.deadline.0,
                 replay_window: runs.replay_window.0,

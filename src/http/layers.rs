@@ -89,7 +89,7 @@ fn admissible(request: &Request<Body>, front: &Front) -> Result<(), Error> {
     }
     // A probe calls by whatever address it knows, and learns nothing but a status.
     if !matches!(request.uri().path(), "/healthz" | "/readyz") {
-        front.settings.access.host(request.uri(), headers)?;
+        front.settings.access.names.admit(request.uri(), headers)?;
     }
     if headers
         .get(header::EXPECT)

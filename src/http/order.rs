@@ -97,6 +97,7 @@ pub fn from_body(
     ];
     let mut order = Order {
         principal: caller.principal,
+        permit: caller.permit,
         message: String::new(),
         attachments: attachments(&mut fields)?,
         session_id,

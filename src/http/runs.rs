@@ -114,9 +114,12 @@ pub async fn events(
 }
 
 /// `GET /agents`.
-pub async fn agents(_: format::TakesJson, State(front): State<Front>, _caller: Caller) -> Response {
+pub async fn agents(_: format::TakesJson, State(front): State<Front>, caller: Caller) -> Response {
     let agents = &front.runs.agents;
-    let all = agents.all.values().map(|agent| AgentShown {
+    let permit = &caller.permit;
+    let usual = permit.usual(agents);
+    let admitted = agents.all.values().filter(|agent| permit.admits(&agent.name));
+    let all = admitted.map(|agent| AgentShown {
         name: &agent.name,
         description: &agent.description,
         model: agent.model.to_string(),
@@ -124,11 +127,12 @@ pub async fn agents(_: format::TakesJson, State(front): State<Front>, _caller: C
         tools: front
             .runs
             .tools
-            .select(&agent.tools)
+            .admitted(&agent.tools, permit.tools.as_deref())
+            .0
             .into_iter()
             .map(|offer| offer.definition.name)
             .collect(),
-        default: agent.name == agents.default,
+        default: agent.name == usual,
     });
     Json(serde_json::json!({"agents": all.collect::<Vec<_>>()})).into_response()
 }

@@ -55,7 +55,7 @@ pub async fn create(
     }
     let metadata = order::metadata(&mut fields)?;
     fields.end()?;
-    let agent = front.runs.agents.get(agent.as_deref())?.name.clone();
+    let agent = caller.permit.agent(&front.runs.agents, agent.as_deref())?.name.clone();
     let store = &front.runs.store;
     if let Some(id) = &id {
         match store.session(&caller.principal, id).await? {

@@ -28,6 +28,8 @@ pub(super) struct Driven {
     pub(super) candidates: Vec<Candidate>,
     pub(super) turn: Turn,
     pub(super) tools: Vec<Offer>,
+    /// The names of tools that this caller may not use.
+    pub(super) denied: Vec<String>,
     /// The request's `context`.
     pub(super) facts: serde_json::Map<String, serde_json::Value>,
     pub(super) include_reasoning: bool,
@@ -46,6 +48,7 @@ impl Runs {
             candidates,
             turn,
             tools,
+            denied,
             facts,
             recalled,
             ..
@@ -53,6 +56,7 @@ impl Runs {
         let shelf = self.shelf(&run);
         let kit = Kit {
             tools,
+            denied,
             context: ToolContext {
                 run_id: run.id,
                 facts: Arc::new(std::mem::take(facts)),

@@ -24,6 +24,7 @@ mod drive;
 mod fleet;
 pub mod follow;
 pub mod log;
+mod permit;
 mod recall;
 pub mod registry;
 mod shelf;
@@ -31,6 +32,7 @@ pub mod start;
 
 pub use follow::Follow;
 pub use log::{Found, Interest, Reader, View};
+pub use permit::Permit;
 pub use shelf::{ArtifactLimits, Artifacts};
 pub use start::Order;
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    OnBusy, OnDisconnect, Run, Runs,
+    OnBusy, OnDisconnect, Permit, Run, Runs,
     drive::Driven,
     elsewhere,
     fleet::Mirrored,
@@ -33,6 +33,8 @@ const TRIES: usize = 8;
 pub struct Order {
     /// Who orders.
     pub principal: Principal,
+    /// What that caller may.
+    pub permit: Arc<Permit>,
     /// The user's words.
     pub message: String,
     /// Images with them.
@@ -82,10 +84,10 @@ impl Runs {
         {
             return Ok(known);
         }
-        let agent = self.agents.get(order.agent.as_deref())?.clone();
+        let agent = order.permit.agent(&self.agents, order.agent.as_deref())?.clone();
         let model = agent.model(order.model.as_deref())?;
         let candidates = self.candidates(&agent, &model, order.model.as_deref())?;
-        let tools = self.tools.select(&agent.tools);
+        let (tools, denied) = self.tools.admitted(&agent.tools, order.permit.tools.as_deref());
         let response_format = order.response_format.unwrap_or_else(|| agent.response_format.clone());
         let form = Form::new(&response_format)?;
         let mut request = ChatRequest {
@@ -170,6 +172,7 @@ impl Runs {
             candidates,
             turn: Turn::new(request, form),
             tools,
+            denied,
             facts: order.context.unwrap_or_default(),
             include_reasoning: order.include_reasoning,
             recalled,

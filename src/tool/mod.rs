@@ -114,7 +114,7 @@ impl ToolError {
 pub struct Offer {
     /// What the model is told. The name can be another than the tool's own.
     pub definition: ToolDefinition,
-    /// Where it comes from: `mcp:SERVER`, or nothing.
+    /// The MCP server that it comes from, if any.
     origin: Option<Arc<str>>,
     /// What arguments have to fit.
     schema: Arc<Schema>,
@@ -143,6 +143,19 @@ impl Offer {
     /// Where they do not, for the model.
     pub fn admits(&self, arguments: &Map<String, Value>) -> Result<(), String> {
         self.schema.admits(&Value::Object(arguments.clone()))
+    }
+
+    /// Whether a pattern means it: by the tool's own name, whatever the model knows it by.
+    fn is_meant(&self, pattern: &str) -> bool {
+        let name = &self.tool.definition().name;
+        match (
+            &self.origin,
+            pattern.strip_prefix("mcp:").and_then(|rest| rest.split_once('/')),
+        ) {
+            (Some(origin), Some((server, pattern))) => **origin == *server && matches(pattern, name),
+            (None, None) => matches(pattern, name),
+            _ => false,
+        }
     }
 
     /// The tool.
@@ -276,6 +289,22 @@ impl Tools {
         all
     }
 
+    /// The tools of these patterns that a caller with such a list may use, and the names of those that it may not.
+    #[must_use]
+    pub fn admitted(&self, patterns: &[String], allowed: Option<&[String]>) -> (Vec<Offer>, Vec<String>) {
+        let all = self.select(patterns);
+        let Some(allowed) = allowed else {
+            return (all, Vec::new());
+        };
+        let (admitted, denied): (Vec<Offer>, Vec<Offer>) = all
+            .into_iter()
+            .partition(|offer| allowed.iter().any(|pattern| offer.is_meant(pattern)));
+        (
+            admitted,
+            denied.into_iter().map(|offer| offer.definition.name).collect(),
+        )
+    }
+
     /// Starts the MCP servers, and waits until each has listed its tools or failed to, but not for long: one that comes
     /// later is there from then on.
     pub async fn begin(&self) {
@@ -289,8 +318,9 @@ impl Tools {
     }
 }
 
-/// A name, or all that begin with what stands before a `*`.
-fn matches(pattern: &str, name: &str) -> bool {
+/// Whether a name is meant: one name, or with a `*` at the end all that begin so.
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),
         None => pattern == name,

@@ -364,8 +364,8 @@ fn the_environment_says_what_a_file_can() {
         settings.cors_allowed_origins,
         ["https://a.example", "https://b.example:8443"]
     );
-    assert_eq!(settings.trusted_hosts, ["ai.example"]);
-    assert!(settings.allow_anonymous);
+    assert_eq!(settings.access.names.trusted, ["ai.example"]);
+    assert!(settings.access.allow_anonymous);
     assert_eq!(
         (settings.store_url.as_str(), settings.default_agent.as_str()),
         ("memory:", "helper")
@@ -701,7 +701,7 @@ fn what_the_default_file_shows_is_taken() {
             }
             continue;
         };
-        if line.starts_with('[') && line.ends_with(']') && line.contains("NAME") {
+        if line.starts_with('[') && line.ends_with(']') && (line.contains("NAME") || line.starts_with("[[")) {
             table = Some(line);
         } else if line.is_empty() || line.starts_with("Placeholders") {
             table = None;
@@ -712,8 +712,8 @@ fn what_the_default_file_shows_is_taken() {
     let tables: Vec<_> = shown.keys().copied().collect();
     assert_eq!(
         tables.len(),
-        4,
-        "providers, HTTP tools, MCP servers, agents: {tables:?}"
+        5,
+        "keys, providers, HTTP tools, MCP servers, agents: {tables:?}"
     );
     for (table, lines) in shown {
         let mut tried = 0;
@@ -741,7 +741,12 @@ fn what_the_default_file_shows_is_taken() {
             };
             for setting in settings {
                 tried += 1;
+                let hash = format!("sha256 = \"{}\"", "a".repeat(64));
+                let key = format!("name = \"web\"\n{hash}");
                 let needed = match table {
+                    "[[auth.keys]]" if setting.starts_with("name") => &hash,
+                    "[[auth.keys]]" if setting.starts_with("sha256") => "name = \"web\"",
+                    "[[auth.keys]]" => &key,
                     "[providers.NAME]" if !setting.starts_with("kind") => "kind = \"openai\"",
                     "[agents.NAME]" if !setting.starts_with("model") => "model = \"demo/guide\"",
                     "[tools.http.NAME]" if setting.starts_with("url") => "description = \"x\"",
@@ -758,7 +763,7 @@ fn what_the_default_file_shows_is_taken() {
                     Ok(_) => {}
                     // A name that stands for one of the reader's own.
                     Err(error)
-                        if ["VARIABLE", "PATH", "nor a provider", "is not configured"]
+                        if ["VARIABLE", "PATH", "nor a provider", "is not configured", "64 hexadecimal"]
                             .iter()
                             .any(|name| error.to_string().contains(name)) => {}
                     Err(error) => panic!("{error}: {line}"),

@@ -1,0 +1,144 @@
+//! Who may call, as it is written down.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, tree::Tree, values::List, wrong};
+use crate::{
+    chat::Principal,
+    http::auth::{
+        Access, Names,
+        keys::{Allowance, Key, Keyring, Standing},
+    },
+    run::Permit,
+};
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuthTree {
+    allow_anonymous: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    keys: Vec<KeyTree>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LimitsSection {
+    pub(super) max_runs: usize,
+    requests_per_minute: u32,
+    concurrent_runs: usize,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyTree {
+    name: String,
+    sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    requests_per_minute: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    concurrent_runs: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agents: Option<List>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tools: Option<List>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disabled: Option<bool>,
+}
+
+impl Tree {
+    /// Who may call.
+    pub(super) fn access(&self) -> Result<Access, ConfigError> {
+        let mut known = BTreeSet::new();
+        let mut keys = Vec::new();
+        for (at, tree) in self.auth.keys.iter().enumerate() {
+            let key = self.key(tree, &|field| format!("auth.keys[{at}].{field}"))?;
+            if !known.insert(key.sha256) {
+                return Err(wrong(format!("auth.keys[{at}].sha256: the same key twice")));
+            }
+            keys.push(key);
+        }
+        let loopback = self.server.listen.ip().is_loopback();
+        let trusted = self.server.trusted_hosts.0.clone();
+        let guarded = !keys.is_empty() && !self.auth.allow_anonymous;
+        Ok(Access {
+            loopback,
+            allow_anonymous: self.auth.allow_anonymous,
+            anonymous: self.allowance(None, None, Permit::default()),
+            keys: Keyring::new(keys),
+            names: Names {
+                any: guarded && trusted.is_empty(),
+                trusted,
+            },
+        })
+    }
+
+    fn key(&self, tree: &KeyTree, at: &dyn Fn(&str) -> String) -> Result<Key, ConfigError> {
+        let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._@-".contains(&b));
+        if !(1..=64).contains(&tree.name.len()) || !plain(&tree.name) || tree.name == "anonymous" {
+            return Err(wrong(format!(
+                "{}: must have 1 to 64 of the characters A-Z a-z 0-9 . _ @ -, and not be \"anonymous\"",
+                at("name")
+            )));
+        }
+        let sha256 = digest(&tree.sha256).ok_or_else(|| {
+            wrong(format!(
+                "{}: must be the SHA-256 of a key, 64 hexadecimal digits; `sluicegate keys new` makes one",
+                at("sha256")
+            ))
+        })?;
+        let expires = tree.expires.as_deref().map(|text| {
+            let day = || format!("{text}T00:00:00Z").parse::<Timestamp>();
+            let time = text.parse::<Timestamp>().or_else(|_| day());
+            time.map_err(|_| {
+                wrong(format!(
+                    "{}: must be a time such as \"2027-01-31T12:00:00Z\", or a day",
+                    at("expires")
+                ))
+            })
+        });
+        let permit = Permit {
+            agents: tree.agents.as_ref().map(|list| list.0.clone()),
+            tools: tree.tools.as_ref().map(|list| list.0.clone()),
+            concurrent_runs: 0,
+        };
+        Ok(Key {
+            principal: Principal::named(&tree.name),
+            sha256,
+            expires: expires.transpose()?,
+            standing: if tree.disabled == Some(true) {
+                Standing::Disabled
+            } else {
+                Standing::Good
+            },
+            allowance: self.allowance(tree.requests_per_minute, tree.concurrent_runs, permit),
+        })
+    }
+
+    /// What a caller may, with the defaults for what is not said.
+    fn allowance(&self, requests: Option<u32>, runs: Option<usize>, permit: Permit) -> Allowance {
+        Allowance {
+            requests_per_minute: requests.unwrap_or(self.limits.requests_per_minute),
+            permit: Arc::new(Permit {
+                concurrent_runs: runs.unwrap_or(self.limits.concurrent_runs),
+                ..permit
+            }),
+        }
+    }
+}
+
+/// 64 hexadecimal digits.
+fn digest(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}

@@ -1,0 +1,248 @@
+//! Who may call, and as whom.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderValue, header, request::Parts},
+};
+use jiff::Timestamp;
+
+use super::{Front, error::Refusal};
+use crate::{
+    chat::Principal,
+    error::{Error, ErrorCode},
+    run::Permit,
+};
+
+mod host;
+pub mod keys;
+
+pub use host::Names;
+use keys::{Allowance, Keyring};
+
+/// Who may call.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Whether the gateway listens on loopback only: then it is one person's own.
+    pub loopback: bool,
+    /// Whether callers without a key may come from anywhere.
+    pub allow_anonymous: bool,
+    /// What callers without a key may.
+    pub anonymous: Allowance,
+    /// The keys.
+    pub keys: Keyring,
+    /// By which names it may be called.
+    pub names: Names,
+}
+
+impl Access {
+    /// Whether callers can say who they are.
+    #[must_use]
+    pub fn guarded(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// Whether somebody may call who does not.
+    #[must_use]
+    pub fn open(&self) -> bool {
+        self.allow_anonymous || !self.guarded()
+    }
+
+    /// Whether anybody who reaches it could use it, although nobody said so.
+    #[must_use]
+    pub fn exposed(&self) -> bool {
+        !self.loopback && !self.allow_anonymous && !self.guarded()
+    }
+
+    /// Whether a page of this origin may read what it asks for.
+    #[must_use]
+    pub fn local_page(&self, origin: &str) -> bool {
+        self.loopback && self.open() && host::local_page(origin)
+    }
+}
+
+/// The caller.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// As whom.
+    pub principal: Principal,
+    /// Whether callers cannot be told from each other: then none may see what the others have, and names are not theirs
+    /// to choose.
+    pub shared: bool,
+    /// What it may.
+    pub permit: Arc<Permit>,
+}
+
+impl FromRequestParts<Front> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Self, Refusal> {
+        if let Some(name) = credential_in(parts.uri.query().unwrap_or("")) {
+            let message = format!("`{name}` has no place in a URL, where logs keep it; use the Authorization header.");
+            return Err(Error::new(ErrorCode::CredentialInUrl, message).into());
+        }
+        if conflict(&parts.headers) {
+            let message = "There must be one credential: Authorization or X-Api-Key, or both with the same key.";
+            return Err(Error::new(ErrorCode::AuthConflict, message).into());
+        }
+        Ok(known(&parts.headers, &front.settings.access)?)
+    }
+}
+
+/// Who calls.
+fn known(headers: &HeaderMap, access: &Access) -> Result<Caller, Error> {
+    let told = credential(headers);
+    if !access.guarded() || (told == Credential::None && access.open()) {
+        return Ok(Caller {
+            principal: Principal::anonymous(),
+            shared: !access.loopback,
+            permit: access.anonymous.permit.clone(),
+        });
+    }
+    let key = match told {
+        Credential::None => {
+            let missing = "A key is needed: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.";
+            return Err(Error::new(ErrorCode::AuthMissing, missing));
+        }
+        Credential::Malformed => None,
+        Credential::Told(key) => access.keys.find(key, Timestamp::now()),
+    };
+    let key = key.ok_or_else(|| Error::new(ErrorCode::AuthInvalid, "This credential is not valid."))?;
+    Ok(Caller {
+        principal: key.principal.clone(),
+        shared: false,
+        permit: key.allowance.permit.clone(),
+    })
+}
+
+/// What a request says of who sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Credential<'a> {
+    None,
+    Told(&'a str),
+    Malformed,
+}
+
+/// The credential of a request whose credentials do not differ: `Authorization: Bearer`, whose scheme is written in any
+/// case (RFC 9110, section 11.1), or `X-Api-Key`.
+fn credential(headers: &HeaderMap) -> Credential<'_> {
+    let told = match (headers.get(header::AUTHORIZATION), headers.get("x-api-key")) {
+        (Some(value), _) => bearer(value.as_bytes()),
+        (None, Some(value)) => Some(value.as_bytes()),
+        (None, None) => return Credential::None,
+    };
+    let visible = |key: &&[u8]| !key.is_empty() && key.iter().all(u8::is_ascii_graphic);
+    let key = told.filter(visible).and_then(|key| std::str::from_utf8(key).ok());
+    key.map_or(Credential::Malformed, Credential::Told)
+}
+
+/// A query parameter that is somebody's key.
+fn credential_in(query: &str) -> Option<&'static str> {
+    let names = query.split('&').filter_map(|pair| pair.split('=').next());
+    let known = ["api_key", "apikey", "access_token", "token", "authorization"];
+    names
+        .filter_map(|name| known.into_iter().find(|known| name.eq_ignore_ascii_case(known)))
+        .next()
+}
+
+/// Whether a request names two keys: which of them would count is nobody's to guess.
+fn conflict(headers: &HeaderMap) -> bool {
+    let mut bearers = headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+    let mut plain = headers.get_all("x-api-key").iter().map(HeaderValue::as_bytes);
+    let (bearer, key) = (bearers.next(), plain.next());
+    let twice = bearers.next().is_some() || plain.next().is_some();
+    twice
+        || bearer
+            .zip(key)
+            .is_some_and(|(bearer, key)| match bearer.split_at_checked(7) {
+                Some((scheme, told)) => !scheme.eq_ignore_ascii_case(b"bearer ") || told.trim_ascii() != key,
+                None => true,
+            })
+}
+
+/// What stands behind `Bearer` and its blanks.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    let blanks = key.iter().take_while(|byte| **byte == b' ').count();
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(&key[blanks..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_is_one_visible_word() {
+        let ask = |name: &'static str, value: &[u8]| {
+            let headers = HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static(name),
+                HeaderValue::from_bytes(value).unwrap(),
+            )]);
+            match credential(&headers) {
+                Credential::Told(key) => Some(key.to_owned()),
+                Credential::Malformed => None,
+                Credential::None => panic!("nothing was told"),
+            }
+        };
+        for fine in [&b"Bearer KEY"[..], b"bearer KEY", b"BEARER   KEY"] {
+            assert_eq!(ask("authorization", fine).as_deref(), Some("KEY"), "{fine:?}");
+        }
+        assert_eq!(ask("x-api-key", b"KEY").as_deref(), Some("KEY"));
+        for wrong in [
+            &b""[..],
+            b"Bearer",
+            b"Bearer ",
+            b"Bearer   ",
+            b"BearerKEY",
+            b"Bearer KEY\t",
+            b"Bearer KEY KEY",
+            b"Bearer\tKEY",
+            b"Basic KEY",
+            b"Token KEY",
+            b"KEY",
+            b"Bearer K\xC3\xA9Y",
+        ] {
+            assert_eq!(ask("authorization", wrong), None, "{wrong:?}");
+        }
+        for wrong in [&b""[..], b" ", b"KEY KEY", b"KEY\t", b"\xFF"] {
+            assert_eq!(ask("x-api-key", wrong), None, "{wrong:?}");
+        }
+        assert_eq!(credential(&HeaderMap::new()), Credential::None);
+    }
+
+    #[test]
+    fn two_keys_are_one_too_many() {
+        let ask = |told: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in told {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            conflict(&headers)
+        };
+        for fine in [
+            &[][..],
+            &[("authorization", "Bearer a")],
+            &[("authorization", "")],
+            &[("x-api-key", "")],
+            &[("authorization", "bearer  a"), ("x-api-key", "a")],
+        ] {
+            assert!(!ask(fine), "{fine:?}");
+        }
+        for wrong in [
+            &[("authorization", "Bearer a"), ("authorization", "Bearer a")][..],
+            &[("x-api-key", "a"), ("x-api-key", "a")],
+            &[("authorization", "Bearer a"), ("x-api-key", "b")],
+            &[("authorization", "Basic a"), ("x-api-key", "a")],
+            &[("authorization", "a"), ("x-api-key", "a")],
+        ] {
+            assert!(ask(wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn keys_in_urls_are_seen() {
+        assert_eq!(credential_in("a=1&API_key=x"), Some("api_key"));
+        assert_eq!(credential_in("message=api_key&key=00000000"), None);
+    }
+}
