@@ -207,6 +207,11 @@ fn explain(error: &serde_path_to_error::Error<config::ConfigError>) -> ConfigErr
             .unwrap_or_default();
         return wrong(format!("unknown setting {place}{unknown}{hint}"));
     }
+    if let Some((_, rest)) = text.split_once("missing configuration field \"") {
+        let whole = rest.split('"').next().unwrap_or(rest);
+        let field = whole.strip_prefix(&path).unwrap_or(whole).trim_start_matches('.');
+        return wrong(format!("{path}.{field} is missing"));
+    }
     let what = match text.split_once("expected ") {
         None if text.contains("does not have variant") => "not a word that it can be".to_owned(),
         Some((_, expected)) => format!("expected {}", expected.split(" for key").next().unwrap_or(expected)),

@@ -20,6 +20,7 @@ mod upstream_faults;
 mod bad_requests;
 mod contract;
 mod front_door;
+mod keys;
 mod settings;
 mod walls;
 

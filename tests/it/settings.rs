@@ -763,9 +763,15 @@ fn what_the_default_file_shows_is_taken() {
                     Ok(_) => {}
                     // A name that stands for one of the reader's own.
                     Err(error)
-                        if ["VARIABLE", "PATH", "nor a provider", "is not configured", "64 hexadecimal"]
-                            .iter()
-                            .any(|name| error.to_string().contains(name)) => {}
+                        if [
+                            "VARIABLE",
+                            "PATH",
+                            "nor a provider",
+                            "is not configured",
+                            "64 hexadecimal",
+                        ]
+                        .iter()
+                        .any(|name| error.to_string().contains(name)) => {}
                     Err(error) => panic!("{error}: {line}"),
                 }
             }

@@ -103,6 +103,11 @@ impl Call {
         self
     }
 
+    /// As the caller with this key.
+    pub(crate) fn key(self, key: &str) -> Self {
+        self.header("Authorization", &format!("Bearer {key}"))
+    }
+
     /// As a client of HTTP/1.0.
     pub(crate) fn http10(self) -> Self {
         Self {

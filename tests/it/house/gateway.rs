@@ -71,6 +71,13 @@ impl Recipe {
         self
     }
 
+    /// With a key for a caller of this name, and more lines about it.
+    pub(crate) fn key(self, name: &str, key: &str, more: &str) -> Self {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.toml(&format!("[[auth.keys]]\nname = \"{name}\"\nsha256 = \"{hex}\"\n{more}"))
+    }
+
     /// With [`FAST`].
     pub(crate) fn fast(self) -> Self {
         self.toml(FAST)
