@@ -152,11 +152,7 @@ impl Settings {
             .iter()
             .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
         for (name, value) in ours {
-            let path = name
-                .split("__")
-                .map(str::to_ascii_lowercase)
-                .collect::<Vec<_>>()
-                .join(".");
+            let path = path(name);
             let refused = |_| wrong(format!("{PREFIX}{name}: not the name of a setting"));
             builder = builder.set_override(path, value.clone()).map_err(refused)?;
         }
@@ -177,6 +173,19 @@ impl Settings {
     pub fn effective(&self) -> Result<String, ConfigError> {
         toml::to_string_pretty(&self.tree).map_err(|e| wrong(e.to_string()))
     }
+}
+
+/// The path of a setting that a variable names: `AUTH__KEYS__0__NAME` is `auth.keys[0].name`.
+fn path(name: &str) -> String {
+    let mut path = String::new();
+    for part in name.split("__").map(str::to_ascii_lowercase) {
+        match part.parse::<u8>() {
+            Ok(index) if !path.is_empty() => path.push_str(&format!("[{index}]")),
+            _ if path.is_empty() => path = part,
+            _ => path.extend([".", &part]),
+        }
+    }
+    path
 }
 
 fn read(path: &Path) -> Result<(String, String), ConfigError> {

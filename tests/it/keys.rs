@@ -619,6 +619,48 @@ async fn a_key_is_made_printed_once_and_works_and_is_never_logged() {
     assert!(!log.contains(key), "the key is in the log");
 }
 
+#[tokio::test]
+async fn keys_come_from_the_environment_too() {
+    let hashes = [ALICE, MALLORY].map(|key| {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+        digest
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    });
+    let env = [
+        ("SLUICEGATE__AUTH__KEYS__0__NAME", "alice"),
+        ("SLUICEGATE__AUTH__KEYS__0__SHA256", &hashes[0]),
+        ("SLUICEGATE__AUTH__KEYS__1__NAME", "mallory"),
+        ("SLUICEGATE__AUTH__KEYS__1__SHA256", &hashes[1]),
+        ("SLUICEGATE__AUTH__KEYS__1__AGENTS", "nobody,assistant"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let told = std::process::Command::new(env!("CARGO_BIN_EXE_sluicegate"))
+        .arg("check-config")
+        .env_clear()
+        .envs(env)
+        .current_dir(&folder)
+        .output()
+        .unwrap();
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(
+        told.contains("auth.keys: mallory: there is no agent \"nobody\""),
+        "{told}"
+    );
+    let gateway = Process::start(&env[..4], &[]).await;
+    for key in [ALICE, MALLORY] {
+        chat(&gateway, key, json!({"message": "Hi"}))
+            .await
+            .expect(200)
+            .await
+            .json()
+            .await;
+    }
+    get(&gateway, "/agents").await.expect(401).await;
+}
+
 #[test]
 fn a_key_for_nobody_is_not_made() {
     for name in ["", "a b", "anonymous", "a\"\nx", &"x".repeat(65)] {
