@@ -9,11 +9,12 @@ use crate::{
     agent::{Agent, Agents},
     config::Settings,
     error::{Error, ErrorCode},
-    http::{Front, FrontSettings, listen, router},
+    http::{Front, FrontSettings, admin, health::Readiness, listen, router, routes},
+    meters::Meters,
     provider::Providers,
     run::{Artifacts, Runs},
     store::{self, Blobs},
-    tool::Tools,
+    tool::{self, Tools},
 };
 
 /// How long readers have to take their last events once the last run has ended.
@@ -24,6 +25,7 @@ const EXPIRY: Duration = Duration::from_secs(60);
 /// A gateway that serves.
 pub struct Running {
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     runs: Arc<Runs>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -35,7 +37,8 @@ pub struct Running {
 /// Whatever keeps it from starting: settings, the store, the address.
 pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let listen_at = settings.listen;
-    let (providers, tools, agents) = staff(&settings)?;
+    let meters = meters(&settings);
+    let (providers, tools, agents) = staff(&settings, &meters)?;
     let artifacts = Artifacts {
         blobs: blobs(&settings)?,
         limits: settings.artifacts,
@@ -46,10 +49,16 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         .await
         .map_err(|e| config_error(format!("cannot listen on {listen_at}: {e}")))?;
     let address = listener.local_addr().map_err(Error::internal)?;
-    introduce(&settings, &agents, address);
+    let back = match settings.admin_listen {
+        Some(at) => Some(back_door(at).await?),
+        None => None,
+    };
+    let admin = back.as_ref().map(TcpListener::local_addr);
+    let admin = admin.transpose().map_err(Error::internal)?;
+    introduce(&settings, &agents, address, admin);
     tools.begin().await;
 
-    let runs = Runs::new(agents, providers, tools, store, artifacts, relay, settings.runs);
+    let runs = Runs::new(agents, providers, tools, store, artifacts, relay, settings.runs, meters);
     let front = Front {
         runs: runs.clone(),
         settings: Arc::new(FrontSettings {
@@ -60,25 +69,80 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
             allowed_origins: settings.cors_allowed_origins.clone(),
             access: settings.access.clone(),
         }),
+        readiness: Arc::new(Readiness::default()),
     };
     let stop = CancellationToken::new();
-    let task = tokio::spawn(live(listener, front, settings, stop.clone()));
+    let task = tokio::spawn(live(listener, back, front, settings, stop.clone()));
     Ok(Running {
         address,
+        admin,
         runs,
         stop,
         task,
     })
 }
 
+/// The listener of those who run it.
+async fn back_door(at: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(at).await.map_err(|e| {
+        config_error(format!(
+            "cannot listen on {at}: {e}; server.admin_listen says where /metrics is, \"\" for nowhere"
+        ))
+    })
+}
+
+/// The meters, with the names that a series may have: all of the configuration, none of a client's.
+fn meters(settings: &Settings) -> Arc<Meters> {
+    let models = settings.agents.iter().flat_map(|agent| {
+        let named = [&agent.model]
+            .into_iter()
+            .chain(&agent.fallbacks)
+            .map(|model| model.model.clone());
+        let allowed = agent.allowed_models.iter().filter(|model| !model.ends_with('*'));
+        named.chain(allowed.filter_map(|model| Some(model.split_once('/')?.1.to_owned())))
+    });
+    let names = (settings.agents.iter().map(|agent| agent.name.clone()))
+        .chain(models)
+        .chain(settings.providers.iter().map(|provider| provider.name.clone()))
+        .chain(tool::built_in().map(str::to_owned))
+        .chain(settings.tools.http.iter().map(|tool| tool.name.clone()))
+        .chain(settings.tools.mcp.iter().map(|server| server.name.clone()))
+        .chain(routes().into_iter().map(|route| route.path.to_owned()));
+    let mut meters = Meters::new(names);
+    if !settings.run_log_url.as_str().starts_with("memory:") {
+        meters.expect_relay();
+    }
+    Arc::new(meters)
+}
+
 /// Serves until told to stop; then drains, says farewell, and closes the store.
-async fn live(listener: TcpListener, front: Front, settings: Settings, stop: CancellationToken) {
+async fn live(
+    listener: TcpListener,
+    back: Option<TcpListener>,
+    front: Front,
+    settings: Settings,
+    stop: CancellationToken,
+) {
     let runs = front.runs.clone();
-    let give_up = CancellationToken::new();
+    let (give_up, over) = (CancellationToken::new(), CancellationToken::new());
+    // Who watches sees the gateway go down, to the last run.
+    let back = back.map(|back| {
+        let admin = admin::router(front.clone());
+        let nobody = Arc::default(); // who watches is not counted among those who are watched
+        tokio::spawn(listen::serve(
+            back,
+            admin,
+            settings.listener,
+            nobody,
+            over.clone(),
+            over.clone(),
+        ))
+    });
     let door = tokio::spawn(listen::serve(
         listener,
         router(front),
         settings.listener,
+        runs.meters.clone(),
         stop.clone(),
         give_up.clone(),
     ));
@@ -105,6 +169,10 @@ async fn live(listener: TcpListener, front: Front, settings: Settings, stop: Can
     }
     runs.tools.close().await;
     runs.store.close().await;
+    over.cancel();
+    if let Some(back) = back {
+        let _ = back.await; // it ends at once
+    }
 }
 
 /// Erases sessions whose time is over, for ever.
@@ -131,7 +199,7 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
 /// # Errors
 /// What keeps it from starting, as far as it can be told without starting it.
 pub fn check(settings: &Settings) -> Result<(), Error> {
-    staff(settings)?;
+    staff(settings, &Arc::default())?;
     blobs(settings).map(drop)
 }
 
@@ -141,7 +209,7 @@ fn blobs(settings: &Settings) -> Result<Blobs, Error> {
 }
 
 /// Who answers, and who can be asked.
-fn staff(settings: &Settings) -> Result<(Providers, Tools, Agents), Error> {
+fn staff(settings: &Settings, meters: &Arc<Meters>) -> Result<(Providers, Tools, Agents), Error> {
     let listen_at = settings.listen;
     if settings.access.exposed() {
         return Err(config_error(format!(
@@ -149,7 +217,8 @@ fn staff(settings: &Settings) -> Result<(Providers, Tools, Agents), Error> {
              `sluicegate keys new` makes a key for [[auth.keys]], or set auth.allow_anonymous = true if that is meant"
         )));
     }
-    let providers = Providers::new(settings.providers.clone()).map_err(|e| config_error(format!("providers.{e}")))?;
+    let providers =
+        Providers::new(settings.providers.clone(), meters).map_err(|e| config_error(format!("providers.{e}")))?;
     let tools = Tools::new(settings.tools.clone()).map_err(config_error)?;
     let agents = agents(settings, &providers, &tools).map_err(config_error)?;
     for key in settings.access.keys.all() {
@@ -207,8 +276,13 @@ fn agents(settings: &Settings, providers: &Providers, tools: &Tools) -> Result<A
 }
 
 /// What a person who starts it wants to know: a line each.
-fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr) {
+fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr, admin: Option<SocketAddr>) {
     tracing::info!("listening on http://{address}");
+    match admin {
+        Some(admin) if admin.ip().is_loopback() => tracing::info!("metrics are at http://{admin}/metrics"),
+        Some(admin) => tracing::warn!("anybody who reaches http://{admin}/metrics may read it (server.admin_listen)"),
+        None => {}
+    }
     for provider in settings.providers.iter().filter(|provider| provider.kind != "demo") {
         let key = if provider.api_key.is_some() {
             "with a key"
@@ -260,6 +334,12 @@ impl Running {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where those who run it look, if anywhere.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// Tells it to stop: no new runs, those that go on may finish within `runs.drain`.

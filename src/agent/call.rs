@@ -17,6 +17,8 @@ const MAX_CALLS: usize = 16;
 const MAX_RESULT: usize = 256 << 10;
 /// What is shown of a result that is larger than that, in bytes.
 const HEAD: usize = 8 << 10;
+/// What the meters call arguments that no tool can take.
+pub(super) const ARGS_INVALID: &str = "args_invalid";
 
 /// What came of a call.
 struct Outcome {
@@ -24,6 +26,8 @@ struct Outcome {
     content: String,
     truncated: bool,
     took: Duration,
+    /// It in a word, for meters.
+    word: &'static str,
 }
 
 /// Answers a round's calls. Each result is told when it is there; the model gets them in the order of its calls.
@@ -39,44 +43,65 @@ pub(super) async fn call(
     for (at, call) in calls.iter().enumerate() {
         let offer = kit.tools.iter().find(|offer| offer.definition.name == call.name);
         let allowed = match offer {
-            _ if turn.tool_rounds > agent.max_tool_rounds => {
-                Err("The limit of tool rounds was reached; nothing was called.".to_owned())
-            }
-            _ if at >= MAX_CALLS => Err("Too many calls in one round; this one was not made.".to_owned()),
+            _ if turn.tool_rounds > agent.max_tool_rounds => Err((
+                "limit",
+                "The limit of tool rounds was reached; nothing was called.".to_owned(),
+            )),
+            _ if at >= MAX_CALLS => Err((
+                "limit",
+                "Too many calls in one round; this one was not made.".to_owned(),
+            )),
             None if kit.denied.contains(&call.name) => {
                 tracing::warn!(run_id = %kit.context.run_id, tool = call.name, "a tool was refused to this caller");
-                Err("Whoever asks may not use this tool; nothing was called.".to_owned())
+                let why = "Whoever asks may not use this tool; nothing was called.".to_owned();
+                Err(("policy_denied", why))
             }
-            None => Err("There is no tool of this name.".to_owned()),
+            None => Err(("unknown", "There is no tool of this name.".to_owned())),
             Some(offer) => match offer.admits(&call.arguments) {
                 Ok(()) => Ok(offer),
-                Err(why) => Err(format!(
-                    "The arguments do not fit the tool's parameters; nothing was called: {why}"
-                )),
+                Err(why) => {
+                    let why = format!("The arguments do not fit the tool's parameters; nothing was called: {why}");
+                    Err((ARGS_INVALID, why))
+                }
             },
         };
         match allowed {
             Ok(offer) => under_way.push(make(offer, call, kit, agent.tool_timeout)),
-            Err(why) => refuse(turn, call, why, &mut events),
+            Err((word, why)) => refuse(turn, kit, call, (word, why), &mut events),
         }
     }
     if !events.is_empty() {
         say(&mut events);
     }
     while let Some((call, files, outcome)) = under_way.next().await {
+        count(kit, call, outcome.word);
         events.extend(files.into_iter().map(Event::Artifact));
         record(turn, call, outcome, &mut events);
         say(&mut events);
     }
 }
 
-/// An error as a call's result, without a call.
-pub(super) fn refuse(turn: &mut Turn, call: &ToolCall, why: String, events: &mut Vec<Event>) {
+/// Counts a call, under its tool's name if there is one.
+fn count(kit: &Kit<'_>, call: &ToolCall, word: &'static str) {
+    let offer = kit.tools.iter().find(|offer| offer.definition.name == call.name);
+    kit.meters.tool_called(offer.map_or("", Offer::counted_as), word);
+}
+
+/// An error as a call's result, without a call: in a word, and in a sentence for the model.
+pub(super) fn refuse(
+    turn: &mut Turn,
+    kit: &Kit<'_>,
+    call: &ToolCall,
+    (word, why): (&'static str, String),
+    events: &mut Vec<Event>,
+) {
+    count(kit, call, word);
     let outcome = Outcome {
         ok: false,
         content: why,
         truncated: false,
         took: Duration::ZERO,
+        word,
     };
     record(turn, call, outcome, events);
 }
@@ -88,6 +113,7 @@ fn record(turn: &mut Turn, call: &ToolCall, outcome: Outcome, events: &mut Vec<E
         content,
         truncated,
         took,
+        word: _,
     } = outcome;
     let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     turn.answer_call(call, ok, content.clone(), duration_ms);
@@ -112,17 +138,26 @@ async fn make<'a>(
     let began = Instant::now();
     let patience = offer.tool().timeout().unwrap_or(usual);
     let work = async { offer.tool().call(&call.arguments, &kit.context).await };
+    let mut word = "ok";
     let output = match timeout(patience, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(output)) => output,
         Ok(Err(_)) => {
             tracing::error!(run_id = %kit.context.run_id, tool = call.name, "a tool panicked");
             Err(ToolError::new("The tool failed; it is a fault of the gateway's."))
         }
-        Err(_) => Err(ToolError::new(format!("The tool did not answer within {patience:?}."))),
+        Err(_) => {
+            word = "timeout";
+            Err(ToolError::new(format!("The tool did not answer within {patience:?}.")))
+        }
     };
     let (ok, ToolOutput { mut content, files }) = match output {
         Ok(output) => (true, output),
-        Err(ToolError(why)) => (false, ToolOutput::text(why)),
+        Err(error) => {
+            if word == "ok" {
+                word = error.word();
+            }
+            (false, ToolOutput::text(error.0))
+        }
     };
     let (mut ok, mut truncated) = (ok, false);
     if content.len() > MAX_RESULT {
@@ -140,6 +175,7 @@ async fn make<'a>(
         content,
         truncated,
         took: began.elapsed(),
+        word: if ok || word != "ok" { word } else { "failed" },
     };
     (call, kept, outcome)
 }

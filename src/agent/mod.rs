@@ -5,10 +5,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::{
     chat::{Artifact, ResponseFormat, Settings},
     error::{Error, ErrorCode},
+    meters::Meters,
     tool::{self, File, Offer, ToolContext},
 };
 
@@ -59,6 +61,10 @@ pub struct Kit<'a> {
     pub context: ToolContext,
     /// Where their files go.
     pub shelf: &'a dyn Shelf,
+    /// When the run began.
+    pub began: Instant,
+    /// Where it is counted what happens.
+    pub meters: &'a Meters,
 }
 
 /// Where the files are kept that tools make.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Agent, Kit, ModelRef, Turn,
-    call::{call, refuse},
+    call::{ARGS_INVALID, call, refuse},
     form::fitted,
     next::{Next, next},
 };
@@ -17,6 +17,7 @@ use crate::{
         fold::{Asked, Round},
     },
     error::{Error, ErrorCode},
+    meters::CallMeter,
     provider::{ChunkStream, Provider},
 };
 
@@ -63,21 +64,21 @@ pub async fn answer(
                 if turn.tool_rounds == agent.max_tool_rounds {
                     turn.request.tools.clear(); // one last answer, without tools
                 }
-                ask(candidates, bounds, turn, say).await?;
+                ask(candidates, bounds, kit, turn, say).await?;
             }
         }
     }
-    settle(candidates, bounds, turn).await
+    settle(candidates, bounds, kit, turn).await
 }
 
 /// Reads the answer as data, where a form was asked for. One that does not fit is asked for once more; that answer is not
 /// streamed, and stands in the place of the other.
-async fn settle(candidates: &[Candidate], bounds: Bounds, turn: &mut Turn) -> Result<(), Error> {
+async fn settle(candidates: &[Candidate], bounds: Bounds, kit: &Kit<'_>, turn: &mut Turn) -> Result<(), Error> {
     let Some(form) = turn.form.clone() else { return Ok(()) };
     let mut reading = form.read(turn.last_words()).await;
     if let Err(why) = &reading {
         turn.begin_repair(form.complaint(why));
-        ask(candidates, bounds, turn, &mut |events| events.clear()).await?;
+        ask(candidates, bounds, kit, turn, &mut |events| events.clear()).await?;
         turn.end_repair();
         reading = form.read(turn.last_words()).await;
     }
@@ -96,16 +97,19 @@ async fn settle(candidates: &[Candidate], bounds: Bounds, turn: &mut Turn) -> Re
 async fn ask(
     candidates: &[Candidate],
     bounds: Bounds,
+    kit: &Kit<'_>,
     turn: &mut Turn,
     say: &mut (impl FnMut(&mut Vec<Event>) + Send),
 ) -> Result<(), Error> {
     turn.rounds += 1;
     turn.round = Some(Round::default());
-    let mut chunks = open(candidates, turn).await?;
+    let (mut chunks, mut meter) = open(candidates, kit, turn).await?;
     let mut events = Vec::new();
     while let Some(batch) = chunks.next().await {
+        let batch = batch.inspect_err(|error| kit.meters.call_failed(&error.provider, error.kind.word()))?;
         let round = turn.round.get_or_insert_default();
-        for chunk in batch? {
+        let before = round.size();
+        for chunk in batch {
             round.push(&chunk);
             match chunk {
                 Chunk::Text(text) => events.push(Event::Text(text)),
@@ -113,8 +117,13 @@ async fn ask(
                 _ => {}
             }
         }
-        if round.size() > 0 {
-            turn.first_content.get_or_insert_with(Instant::now);
+        if round.size() > before {
+            meter.piece();
+            turn.first_content.get_or_insert_with(|| {
+                let now = Instant::now();
+                meter.first_token(now - kit.began);
+                now
+            });
         }
         if !events.is_empty() {
             say(&mut events);
@@ -126,22 +135,24 @@ async fn ask(
             ));
         }
     }
-    drop(chunks);
-    finish(turn, say)
+    drop((chunks, meter));
+    finish(turn, kit, say)
 }
 
 /// Opens the round's stream: at the candidate that has answered so far, or, as long as nobody has, at the next that can.
-async fn open(candidates: &[Candidate], turn: &mut Turn) -> Result<ChunkStream, Error> {
+async fn open(candidates: &[Candidate], kit: &Kit<'_>, turn: &mut Turn) -> Result<(ChunkStream, CallMeter), Error> {
     loop {
         let Some(Candidate { model, provider }) = candidates.get(turn.candidate) else {
             return Err(Error::internal("a turn without anybody to ask"));
         };
         turn.request.model.clone_from(&model.model);
         turn.model = model.to_string();
+        let meter = kit.meters.call(&model.provider, &model.model);
         let error = match provider.stream(&fitted(&**provider, &turn.request)).await {
-            Ok(chunks) => return Ok(chunks),
+            Ok(chunks) => return Ok((chunks, meter)),
             Err(error) => error,
         };
+        kit.meters.call_failed(&model.provider, error.kind.word());
         if error.unsent() {
             turn.round = None; // nothing was sent, so nothing can be billed
         }
@@ -162,7 +173,7 @@ async fn open(candidates: &[Candidate], turn: &mut Turn) -> Result<ChunkStream, 
 }
 
 /// The round is over: its words and calls become a message.
-fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), Error> {
+fn finish(turn: &mut Turn, kit: &Kit<'_>, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), Error> {
     let round = turn.round.take().unwrap_or_default();
     let Some((reason, _)) = round.finish() else {
         return Err(Error::new(
@@ -201,12 +212,8 @@ fn finish(turn: &mut Turn, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), 
         }));
     }
     for Asked { call, .. } in asked.iter().filter(|a| !a.parsed) {
-        refuse(
-            turn,
-            call,
-            "The arguments were not a JSON object; nothing was called.".to_owned(),
-            &mut events,
-        );
+        let why = "The arguments were not a JSON object; nothing was called.".to_owned();
+        refuse(turn, kit, call, (ARGS_INVALID, why), &mut events);
     }
     say(&mut events);
     Ok(())

@@ -65,6 +65,8 @@ fn wrong(what: impl Into<String>) -> ConfigError {
 pub struct Settings {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where those who run it look.
+    pub admin_listen: Option<SocketAddr>,
     /// Origins of pages that may call from elsewhere.
     pub cors_allowed_origins: Vec<String>,
     /// After how much silence a heartbeat is sent.

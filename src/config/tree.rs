@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use secrecy::SecretString;
@@ -15,7 +16,7 @@ use super::{
     auth::{AuthTree, LimitsSection},
     environment::{FROM_ENVIRONMENT, cloud, usual_provider},
     tools::{self, HttpToolDefaults, McpDefaults, McpTree, ToolsTree},
-    values::{List, OptionalTime, Secret, Size, Time},
+    values::{List, OptionalAddress, OptionalTime, Secret, Size, Time},
     wrong,
 };
 use crate::{
@@ -62,6 +63,7 @@ pub(super) struct Tree {
 #[serde(deny_unknown_fields)]
 pub(super) struct Server {
     pub(super) listen: SocketAddr,
+    admin_listen: OptionalAddress,
     cors_allowed_origins: List,
     pub(super) trusted_hosts: List,
     heartbeat: Time,
@@ -313,6 +315,7 @@ impl Tree {
         }
         Ok(Settings {
             listen: server.listen,
+            admin_listen: server.admin_listen.0,
             cors_allowed_origins: server.cors_allowed_origins.0.clone(),
             heartbeat: server.heartbeat.0,
             body_timeout: server.body_timeout.0,
@@ -436,6 +439,7 @@ impl Tree {
                 },
                 base_url,
                 kind,
+                meters: Arc::default(),
             });
         }
         Ok(all)

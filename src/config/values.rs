@@ -1,6 +1,6 @@
 //! How single values are written: times, sizes, lists, and secrets, which are never shown.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bytesize::ByteSize;
 use config::{Value, ValueKind};
@@ -120,6 +120,32 @@ impl Serialize for OptionalTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
             Some(time) => Time(time).serialize(serializer),
+            None => serializer.serialize_str(""),
+        }
+    }
+}
+
+/// An address, or `""` for none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OptionalAddress(pub(super) Option<SocketAddr>);
+
+impl<'de> Deserialize<'de> for OptionalAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let address = text.parse().ok();
+        let address =
+            address.ok_or_else(|| D::Error::custom("expected an address, such as \"127.0.0.1:9090\", or \"\""))?;
+        Ok(Self(Some(address)))
+    }
+}
+
+impl Serialize for OptionalAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(address) => address.serialize(serializer),
             None => serializer.serialize_str(""),
         }
     }

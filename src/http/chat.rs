@@ -32,7 +32,7 @@ pub async fn json(
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     let (order, _) = ordered(request, &["key"], Door::Direct, caller, &front).await?;
-    format::json::respond(begin(&front, order, Interest::Last).await?).await
+    format::json::respond(begin(&front, order, Interest::Last).await?, &front.runs.meters).await
 }
 
 /// `POST /chat/stream`.
@@ -43,7 +43,7 @@ pub async fn text(State(front): State<Front>, caller: Caller, request: Request<B
     }
     format::acceptable(request.headers(), "text/plain")?;
     let (order, _) = ordered(request, &["key"], Door::Direct, caller, &front).await?;
-    format::text::respond(begin(&front, order, Interest::Every).await?).await
+    format::text::respond(begin(&front, order, Interest::Every).await?, &front.runs.meters).await
 }
 
 /// `POST /chat/sse`.
@@ -77,6 +77,7 @@ pub async fn sse(
         data.or(told).unwrap_or_default(),
         front.settings.heartbeat,
         &request_id,
+        &front.runs.meters,
     ))
 }
 
@@ -116,6 +117,7 @@ pub async fn sse_by_query(
         data,
         front.settings.heartbeat,
         &request_id,
+        &front.runs.meters,
     ))
 }
 
@@ -128,7 +130,13 @@ async fn resume(
     request_id: &str,
 ) -> Result<Response, Refusal> {
     match front.runs.follow(&caller.principal, id.run, Some(id.seq)).await? {
-        Follow::Events(reader) => Ok(format::sse::respond(reader, data, front.settings.heartbeat, request_id)),
+        Follow::Events(reader) => Ok(format::sse::respond(
+            reader,
+            data,
+            front.settings.heartbeat,
+            request_id,
+            &front.runs.meters,
+        )),
         Follow::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }

@@ -184,6 +184,16 @@ impl From<Error> for Refusal {
 pub(super) struct Unwritten(std::sync::Arc<Refusal>);
 
 impl Unwritten {
+    /// What it is.
+    pub(super) fn code(&self) -> ErrorCode {
+        self.0.error.code
+    }
+
+    /// Whether it is the end of a run, which was counted there.
+    pub(super) fn is_of_run(&self) -> bool {
+        self.0.run.is_some()
+    }
+
     /// The response, for this request; faults of ours are logged, once, here.
     pub(super) fn write(&self, request_id: &str) -> Response {
         let Refusal { error, run } = &*self.0;

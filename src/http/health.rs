@@ -7,27 +7,72 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use serde_json::json;
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{Front, error::Refusal, format};
-use crate::error::{Error, ErrorCode};
+use crate::{
+    error::{Error, ErrorCode},
+    run::Runs,
+};
 
 /// How long the store may take to say that it is there.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For how long what it said is believed, so that asking often costs no more than asking once.
+const BELIEVED: Duration = Duration::from_secs(1);
+
+/// What was found last.
+#[derive(Debug, Default)]
+pub struct Readiness(Mutex<Option<(Instant, Result<(), Error>)>>);
+
+impl Readiness {
+    /// Whether the store can be reached and written to. Whoever asks while somebody else does waits for that answer.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub async fn store(&self, runs: &Runs) -> Result<(), Error> {
+        let mut last = self.0.lock().await;
+        if let Some((_, found)) = last.as_ref().filter(|(at, _)| at.elapsed() < BELIEVED) {
+            return found.clone();
+        }
+        let slow = |_| Error::new(ErrorCode::StoreUnavailable, "The store did not answer in time.");
+        let asked = tokio::time::timeout(PATIENCE, runs.store.ready()).await;
+        let found = asked.map_err(slow).and_then(|found| found);
+        runs.meters.store_is(found.is_ok().into());
+        *last = Some((Instant::now(), found.clone()));
+        found
+    }
+}
 
 /// `GET /healthz`: the process answers.
 pub async fn alive(_: format::TakesJson) -> Response {
     Json(json!({"status": "ok"})).into_response()
 }
 
-/// `GET /readyz`: it takes runs, and can keep them.
+/// `GET /readyz`: it takes runs, and can keep them. One whose runs cannot be followed at other gateways takes them all the
+/// same, and says so.
 pub async fn ready(_: format::TakesJson, State(front): State<Front>) -> Result<Response, Refusal> {
     if front.runs.draining() {
         return Err(Error::new(ErrorCode::ShuttingDown, "The gateway is going down.").into());
     }
-    let slow = |_| Error::new(ErrorCode::StoreUnavailable, "The store did not answer in time.");
-    tokio::time::timeout(PATIENCE, front.runs.store.ready())
-        .await
-        .map_err(slow)??;
-    Ok(Json(json!({"status": "ready"})).into_response())
+    front.readiness.store(&front.runs).await?;
+    let run_log = match front.runs.relayed() {
+        None | Some(true) => "ok",
+        Some(false) => "unreachable",
+    };
+    let ready = Ready {
+        status: "ready",
+        store: "ok",
+        run_log,
+    };
+    Ok(Json(ready).into_response())
+}
+
+/// A promise.
+#[derive(Serialize)]
+struct Ready {
+    status: &'static str,
+    store: &'static str,
+    run_log: &'static str,
 }

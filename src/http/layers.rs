@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, header},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use tower_http::{
@@ -20,7 +20,10 @@ use super::{
     Front,
     error::{Refusal, Unwritten},
 };
-use crate::error::{Error, ErrorCode};
+use crate::{
+    error::{Error, ErrorCode},
+    meters::Meters,
+};
 
 /// The longest path and query, in bytes.
 const MAX_URI: usize = 16 << 10;
@@ -41,32 +44,78 @@ pub fn around(router: Router<Front>, front: &Front) -> Router<Front> {
         .layer(from_fn_with_state(front.clone(), entrance))
 }
 
+/// Puts around the routes of the admin listener what they need: no names are checked, no pages are served, and nobody is
+/// counted.
+pub fn around_admin(router: Router<Front>) -> Router<Front> {
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(async |request: Request, next: Next| {
+            let id = request_id(&request);
+            written(next.run(request).await, &id)
+        }))
+}
+
 /// The first to see a request, and the last to see its response.
 async fn entrance(State(front): State<Front>, mut request: Request, next: Next) -> Response {
+    let (route, method) = (
+        request.extensions().get::<MatchedPath>().cloned(),
+        request.method().clone(),
+    );
+    let id = request_id(&request);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let response = match admissible(&request, &front) {
+        Ok(()) => next.run(request).await,
+        Err(error) => Refusal::from(error).into_response(),
+    };
+    if let Some(unwritten) = response.extensions().get::<Unwritten>() {
+        refused(unwritten, &front.runs.meters);
+    }
+    let response = written(response, &id);
+    let (route, status) = (route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
+    front.runs.meters.request(route, method.as_str(), status);
+    tracing::debug!(request_id = %id, %method, route, status, "a request was answered");
+    response
+}
+
+/// The request's id: its own if that is well-formed, else a new one.
+fn request_id(request: &Request) -> Arc<str> {
     let told = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
     let fits = |id: &&str| {
         (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
-    let id: Arc<str> = told
-        .filter(fits)
-        .map_or_else(|| Uuid::now_v7().to_string().into(), Into::into);
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = match admissible(&request, &front) {
-        Ok(()) => next.run(request).await,
-        Err(error) => Refusal::from(error).into_response(),
-    };
+    told.filter(fits)
+        .map_or_else(|| Uuid::now_v7().to_string().into(), Into::into)
+}
+
+/// A response as it is sent: a refusal is written, and the request's id is on it.
+fn written(mut response: Response, id: &str) -> Response {
     if let Some(unwritten) = response.extensions_mut().remove::<Unwritten>() {
-        let mut written = unwritten.write(&id);
+        let mut written = unwritten.write(id);
         let inner = std::mem::take(response.headers_mut());
         let kept = inner.into_iter().filter_map(|(name, value)| Some((name?, value)));
         let kept = kept.filter(|(name, _)| name != header::CONTENT_LENGTH && name != header::CONTENT_TYPE);
         written.headers_mut().extend(kept);
         response = written;
     }
-    if let Ok(id) = HeaderValue::from_str(&id) {
+    if let Ok(id) = HeaderValue::from_str(id) {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
     response
+}
+
+/// Counts a refusal that somebody may want to know of.
+fn refused(refusal: &Unwritten, meters: &Meters) {
+    match refusal.code() {
+        ErrorCode::AuthMissing
+        | ErrorCode::AuthInvalid
+        | ErrorCode::TicketInvalid
+        | ErrorCode::AuthConflict
+        | ErrorCode::CredentialInUrl
+        | ErrorCode::Forbidden => meters.auth_failed(refusal.code().as_str()),
+        ErrorCode::RateLimited | ErrorCode::TooManyRuns => meters.rate_limited(),
+        ErrorCode::SessionBusy if !refusal.is_of_run() => meters.session_conflict(),
+        _ => {}
+    }
 }
 
 /// What no handler needs to see.

@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::layers::MAX_HEADERS;
-use crate::patience::Patience;
+use crate::{meters::Meters, patience::Patience};
 
 /// How long a client may take nothing of what is written before its connection is cut. Its run goes on as its policy
 /// says.
@@ -59,6 +59,7 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     settings: ListenSettings,
+    meters: Arc<Meters>,
     stop: CancellationToken,
     give_up: CancellationToken,
 ) {
@@ -69,15 +70,18 @@ pub async fn serve(
         let (stream, place) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &open) => accepted,
+            accepted = accept(&listener, &open, &meters) => accepted,
         };
         let service = TowerToHyperService::new(router.clone());
         let (protocols, watcher) = (protocols.clone(), graceful.watcher());
-        let (stop, give_up) = (stop.clone(), give_up.clone());
+        let (stop, give_up, meters) = (stop.clone(), give_up.clone(), meters.clone());
         tokio::spawn(async move {
-            let _place = place;
+            let _place = (place, meters.connection());
             tokio::select! {
                 outcome = protocols.serve(stream, service, watcher, stop) => if let Err(error) = outcome {
+                    if takes_nothing(&*error) {
+                        meters.slow_client();
+                    }
                     tracing::debug!(%error, "a connection ended early");
                 },
                 () = give_up.cancelled() => {}
@@ -92,7 +96,11 @@ pub async fn serve(
 }
 
 /// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, open: &Arc<Semaphore>) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
+async fn accept(
+    listener: &TcpListener,
+    open: &Arc<Semaphore>,
+    meters: &Meters,
+) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
     loop {
         let Ok(place) = open.clone().acquire_owned().await else {
             return std::future::pending().await;
@@ -108,6 +116,7 @@ async fn accept(listener: &TcpListener, open: &Arc<Semaphore>) -> (TcpStream, to
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
+                meters.accept_failed();
                 tokio::time::sleep(BREATHER).await;
             }
         }
@@ -232,8 +241,26 @@ impl Guarded {
         }
         let stall = self.stall.get_or_insert_with(|| Patience::new(STALL));
         std::task::ready!(stall.poll_over(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, TakesNothing)))
     }
+}
+
+/// Why a connection was cut.
+#[derive(Debug, thiserror::Error)]
+#[error("the client takes nothing")]
+struct TakesNothing;
+
+/// Whether a connection was cut because its client took nothing.
+fn takes_nothing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if cause.is::<TakesNothing>() || inner.is_some_and(|inner| inner.is::<TakesNothing>()) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 impl AsyncRead for Guarded {

@@ -10,6 +10,7 @@ use axum::{
 
 use crate::run::Runs;
 
+pub mod admin;
 pub mod artifacts;
 pub mod auth;
 pub mod body;
@@ -36,6 +37,8 @@ pub struct Front {
     pub runs: Arc<Runs>,
     /// How to serve.
     pub settings: Arc<FrontSettings>,
+    /// Whether it can take work, as was found last.
+    pub readiness: Arc<health::Readiness>,
 }
 
 /// The front door's settings.

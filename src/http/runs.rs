@@ -108,6 +108,7 @@ pub async fn events(
             data,
             front.settings.heartbeat,
             &request_id,
+            &front.runs.meters,
         )),
         Follow::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
     }

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, future::BoxFuture};
 use secrecy::SecretString;
 
-use crate::chat::{ChatRequest, Chunk};
+use crate::{
+    chat::{ChatRequest, Chunk},
+    meters::Meters,
+};
 
 pub mod anthropic;
 pub mod azure;
@@ -78,6 +81,8 @@ pub struct ProviderSettings {
     pub limits: Limits,
     /// Whether it is left alone for a moment when it fails too often.
     pub breaker: BreakerSwitch,
+    /// Where it counts; the settings' own are nobody's.
+    pub meters: Arc<Meters>,
 }
 
 /// Whether a provider has a breaker.
@@ -136,9 +141,13 @@ impl Providers {
     ///
     /// # Errors
     /// The first that cannot be made; an unknown kind is the configuration's to refuse.
-    pub fn new(settings: impl IntoIterator<Item = ProviderSettings>) -> Result<Self, ProviderError> {
+    pub fn new(
+        settings: impl IntoIterator<Item = ProviderSettings>,
+        meters: &Arc<Meters>,
+    ) -> Result<Self, ProviderError> {
         let mut all = BTreeMap::new();
-        for one in settings {
+        for mut one in settings {
+            one.meters = meters.clone();
             let make = KINDS.iter().find(|(kind, _)| *kind == one.kind).map(|(_, make)| make);
             let make = make.ok_or_else(|| ProviderError::config(&one.name, format!("no kind {:?}", one.kind)))?;
             all.insert(one.name.clone(), make(one)?);

@@ -11,11 +11,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The wait before the first repetition where the provider names none; it doubles each time.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 
-/// Asks until it works, the error is one that asking again does not mend, or `max_retries` repetitions are used up.
+/// Asks until it works, the error is one that asking again does not mend, or `max_retries` repetitions are used up. `again`
+/// is told of each repetition, and why.
 ///
 /// # Errors
 /// The last one.
-pub async fn ask<T, F>(max_retries: u32, mut attempt: impl FnMut() -> F) -> Result<T, ProviderError>
+pub async fn ask<T, F>(
+    max_retries: u32,
+    mut attempt: impl FnMut() -> F,
+    again: impl Fn(&ProviderError),
+) -> Result<T, ProviderError>
 where
     F: Future<Output = Result<T, ProviderError>>,
 {
@@ -30,9 +35,20 @@ where
             return Err(error);
         }
         retries += 1;
+        again(&error);
         tracing::info!(provider = %error.provider, kind = ?error.kind, status = error.status, retries, ?delay,
             "asking the provider again");
         tokio::time::sleep(delay).await;
+    }
+}
+
+/// Why it is asked again, in a word: for meters.
+#[must_use]
+pub fn reason(error: &ProviderError) -> &'static str {
+    match error.status {
+        Some(429) => "429",
+        Some(500..) => "5xx",
+        _ => error.kind.word(),
     }
 }
 
@@ -66,6 +82,8 @@ pub fn told_delay(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::provider::error::Kind;
 
@@ -117,14 +135,14 @@ mod tests {
                 3,
             ),
         ] {
-            let mut attempts = 0;
-            let outcome: Result<(), _> = ask(2, || {
+            let (mut attempts, again) = (0, Cell::new(0));
+            let attempt = || {
                 attempts += 1;
                 std::future::ready(Err(error.clone()))
-            })
-            .await;
+            };
+            let outcome: Result<(), _> = ask(2, attempt, |_| again.set(again.get() + 1)).await;
             assert!(outcome.is_err());
-            assert_eq!(attempts, expected, "{error}");
+            assert_eq!((attempts, again.get()), (expected, expected - 1), "{error}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Dropping the stream closes the connection to the provider, which ends its work and its bill.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     chat::{ChatRequest, Chunk},
+    meters::Meters,
     patience::Patience,
 };
 
@@ -57,6 +58,7 @@ pub struct HttpProvider<D> {
     dialect: D,
     client: Client,
     breaker: Option<Breaker>,
+    meters: Arc<Meters>,
 }
 
 impl<D: Dialect> HttpProvider<D> {
@@ -75,6 +77,7 @@ impl<D: Dialect> HttpProvider<D> {
             api_version,
             deployment,
             kind,
+            meters,
         } = settings;
         let wrong = |what: &str| ProviderError::config(&name, what);
         if api_version.is_some() || deployment.is_some() {
@@ -137,6 +140,7 @@ impl<D: Dialect> HttpProvider<D> {
             dialect,
             client,
             breaker: (breaker == BreakerSwitch::On).then(Breaker::default),
+            meters,
         })
     }
 
@@ -250,7 +254,8 @@ impl<D: Dialect> Provider for HttpProvider<D> {
                 outcome
             };
             let attempt = || async { attempt().await.map_err(|e| e.of(&self.name)) };
-            retry::ask(self.limits.max_retries, attempt).await
+            let again = |error: &ProviderError| self.meters.call_again(&self.name, retry::reason(error));
+            retry::ask(self.limits.max_retries, attempt, again).await
         })
     }
 }

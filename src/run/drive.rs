@@ -10,8 +10,9 @@ use crate::{
         self, Agent, Kit, Turn,
         step::{Bounds, Candidate},
     },
-    chat::{Answer, Artifact, Done, Event},
+    chat::{Answer, Artifact, Done, Event, ModelCall},
     error::{Error, ErrorCode},
+    meters::{Direction, Outcome},
     store::{Commit, MessageStatus, RunEnd, RunStatus},
     tool::{Offer, ToolContext},
 };
@@ -62,6 +63,8 @@ impl Runs {
                 facts: Arc::new(std::mem::take(facts)),
             },
             shelf: &shelf,
+            began: run.began,
+            meters: &self.meters,
         };
         let mut say = |events: &mut Vec<Event>| self.say(&run, events.drain(..));
         let work = async {
@@ -187,6 +190,10 @@ impl Runs {
         };
         done.duration_ms = millis(run.began.elapsed());
         tell(run, status, &done, error.as_ref(), committed);
+        self.count(run, status, &done, &end.calls);
+        if error.as_ref().is_some_and(|error| error.code == ErrorCode::SessionBusy) {
+            self.meters.session_conflict();
+        }
         self.registry.release(run, status == RunStatus::Completed);
         let mut ended = Ended {
             status,
@@ -202,6 +209,35 @@ impl Runs {
             }
         }
         self.say(run, []);
+    }
+
+    /// Counts a run that ended.
+    fn count(&self, run: &Run, status: RunStatus, done: &Done, calls: &[ModelCall]) {
+        let outcome = match status {
+            RunStatus::Completed => Outcome::Completed,
+            RunStatus::Cancelled => Outcome::Cancelled,
+            RunStatus::Interrupted => Outcome::Interrupted,
+            RunStatus::Failed | RunStatus::Running => Outcome::Failed,
+        };
+        let (provider, _) = done.answer.model.split_once('/').unwrap_or_default();
+        self.meters
+            .run_ended(outcome, &run.agent, provider, run.began.elapsed());
+        for ModelCall { model, usage, .. } in calls {
+            let (provider, model) = model.split_once('/').unwrap_or(("", model));
+            for (direction, count) in [
+                (Direction::Input, usage.input_tokens),
+                (Direction::Output, usage.output_tokens),
+                (Direction::Cached, usage.cached_input_tokens),
+                (Direction::Reasoning, usage.reasoning_tokens),
+            ] {
+                self.meters.tokens(provider, model, direction, count);
+            }
+            if usage.estimated {
+                let both = [usage.input_tokens, usage.output_tokens];
+                self.meters
+                    .tokens_estimated(provider, model, both.into_iter().flatten().sum());
+            }
+        }
     }
 
     async fn write(&self, run: &Run, status: RunStatus, end: &RunEnd, commit: Option<Commit<'_>>) -> Result<(), Error> {

@@ -53,10 +53,14 @@ pub(super) struct Fleet {
     relay: Arc<dyn Relay>,
     /// Runs with events that have not been mirrored.
     dirty: Mutex<Vec<RunId>>,
+    /// Since when there have been some.
+    behind: Mutex<Option<Instant>>,
     bell: Notify,
     shadows: Mutex<HashMap<RunId, Shadow>>,
     /// Bytes in all logs of this gateway, those of shadows too.
     held: Arc<AtomicUsize>,
+    /// Whether the relay answered when it was asked last.
+    up: AtomicBool,
 }
 
 /// Where a run's mirroring is.
@@ -88,7 +92,9 @@ impl Fleet {
         Self {
             relay,
             held,
+            up: AtomicBool::new(false),
             dirty: Mutex::default(),
+            behind: Mutex::default(),
             bell: Notify::new(),
             shadows: Mutex::default(),
         }
@@ -98,8 +104,18 @@ impl Fleet {
     pub(super) fn ring(&self, run: &Run) {
         if !run.mirrored.listed.swap(true, Ordering::AcqRel) {
             held(&self.dirty).push(run.id);
+            held(&self.behind).get_or_insert_with(Instant::now);
             self.bell.notify_one();
         }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// For how long what runs said has waited to be mirrored.
+    pub(super) fn lag(&self) -> Duration {
+        held(&self.behind).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub(super) async fn stop(&self, run: RunId) -> Result<(), Error> {
@@ -231,6 +247,7 @@ impl Runs {
     /// Says what has not been said. What could not be said stays listed.
     async fn tell_once(&self, fleet: &Fleet) -> Result<(), Error> {
         let dirty = std::mem::take(&mut *held(&fleet.dirty));
+        let began = Instant::now();
         let mut rest = dirty.into_iter();
         loop {
             let (mut batches, mut told, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -251,6 +268,9 @@ impl Runs {
                 told.push((run, next, more));
             }
             if batches.is_empty() {
+                // What was added meanwhile is as old as this round, at most.
+                let more = !held(&fleet.dirty).is_empty();
+                *held(&fleet.behind) = Some(began).filter(|_| more);
                 return Ok(());
             }
             // Long enough for the longest run, and for its replay.
@@ -285,7 +305,10 @@ impl Runs {
     async fn listen(&self, fleet: &Fleet) {
         let mut stops: Option<Place> = None;
         loop {
-            match self.hear_once(fleet, &mut stops).await {
+            let heard = self.hear_once(fleet, &mut stops).await;
+            fleet.up.store(heard.is_ok(), Ordering::Relaxed);
+            self.meters.relay_is(heard.is_ok().into());
+            match heard {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(cause = error.causes(), "nothing is heard of other gateways");

@@ -9,6 +9,7 @@ use super::{Interest, Reader, Run, Runs, elsewhere, fleet::Fleet, log::out_of_si
 use crate::{
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
+    meters::Resume,
     store::{RunEnd, RunRecord, RunStatus},
 };
 
@@ -61,20 +62,49 @@ impl Runs {
     /// # Errors
     /// `not_found`, `replay_expired`, and `last_event_id_invalid` for an event that there has not been.
     pub async fn follow(&self, principal: &Principal, id: RunId, after: Option<u64>) -> Result<Follow, Error> {
+        let mut how = Resume::Hit;
+        let followed = self.find(principal, id, after, &mut how).await;
+        if after.is_some() {
+            self.meters.resumed(match &followed {
+                Ok(_) => how,
+                Err(error) => match error.code {
+                    ErrorCode::ReplayExpired if how == Resume::Expired => how,
+                    ErrorCode::ReplayExpired | ErrorCode::StoreUnavailable => Resume::Lost,
+                    _ => Resume::Unknown,
+                },
+            });
+        }
+        followed
+    }
+
+    /// The same; `how` says what was found.
+    async fn find(
+        &self,
+        principal: &Principal,
+        id: RunId,
+        after: Option<u64>,
+        how: &mut Resume,
+    ) -> Result<Follow, Error> {
         if let Some(run) = self.registry.get(principal, id) {
+            if run.log.ended() {
+                *how = Resume::Finished;
+            }
             return follow_log(run, after);
         }
         let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
         if self.goes_on_elsewhere(&record) {
+            *how = Resume::Remote;
             let fleet = self.fleet.as_ref().ok_or_else(elsewhere)?;
             return follow_shadow(fleet.shadow(&record).await?, after).await;
         }
+        *how = Resume::Finished;
         let end = ending(&record);
         if after.is_some() && after == end.last_seq {
             return Ok(Follow::Nothing);
         }
         let age = jiff::Timestamp::now().as_millisecond() - end.ended_at;
         if u128::from(age.unsigned_abs()) >= self.limits.replay_window.as_millis() {
+            *how = Resume::Expired;
             return Err(Error::new(
                 ErrorCode::ReplayExpired,
                 "This run's events are no longer kept; GET /runs/{id} has its result.",

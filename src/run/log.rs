@@ -180,6 +180,13 @@ impl Log {
         }
     }
 
+    /// Whether there is anything in it behind the run's beginning.
+    #[must_use]
+    pub fn spoke(&self) -> bool {
+        let shelf = self.shelf();
+        shelf.first + shelf.entries.len() as u64 > 1
+    }
+
     /// Whether the last event is there.
     #[must_use]
     pub fn ended(&self) -> bool {

@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock, atomic::AtomicUsize},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,6 +18,7 @@ use crate::{
     agent::Agents,
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
+    meters::{Meters, RunsNow},
     provider::Providers,
     store::{RunRecord, RunStatus, Store, relay::Relay},
     tool::Tools,
@@ -200,6 +204,8 @@ pub struct Runs {
     pub artifacts: Arc<Artifacts>,
     /// The limits.
     pub limits: Limits,
+    /// Where it is counted what happens.
+    pub meters: Arc<Meters>,
     /// Who runs.
     pub(crate) registry: registry::Registry,
     /// The other gateways, if there are any.
@@ -221,8 +227,9 @@ impl Runs {
         artifacts: Artifacts,
         relay: Option<Arc<dyn Relay>>,
         limits: Limits,
+        meters: Arc<Meters>,
     ) -> Arc<Self> {
-        let registry = registry::Registry::beside(&*store);
+        let registry = registry::Registry::beside(&*store, meters.clone());
         Arc::new(Self {
             fleet: relay.map(|relay| fleet::Fleet::new(relay, registry.held.clone())),
             registry,
@@ -232,9 +239,30 @@ impl Runs {
             store,
             artifacts: Arc::new(artifacts),
             limits,
+            meters,
             tasks: TaskTracker::new(),
             interrupt: CancellationToken::new(),
         })
+    }
+
+    /// Has the meters say how runs stand.
+    pub fn take_stock(&self) {
+        let (running, kept) = self.registry.count();
+        self.meters.runs_now(RunsNow {
+            running,
+            kept,
+            log_bytes: self.registry.held.load(Ordering::Relaxed),
+            log_limit: self.limits.memory_limit,
+        });
+        if let Some(fleet) = &self.fleet {
+            self.meters.relay_lag(fleet.lag());
+        }
+    }
+
+    /// Whether other gateways can be told of runs, as far as is known; `None` where there are none to tell.
+    #[must_use]
+    pub fn relayed(&self) -> Option<bool> {
+        self.fleet.as_ref().map(fleet::Fleet::is_up)
     }
 
     /// Whether new runs are refused because the gateway goes down.

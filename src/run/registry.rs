@@ -18,6 +18,7 @@ use super::{Limits, OnBusy, Run, shutting_down};
 use crate::{
     chat::{Principal, RunId, SessionId},
     error::{Error, ErrorCode},
+    meters::{Meters, Shed},
     store::Store,
 };
 
@@ -33,6 +34,7 @@ pub struct Registry {
     books: Mutex<Books>,
     /// Bytes in all logs.
     pub(super) held: Arc<AtomicUsize>,
+    meters: Arc<Meters>,
     ended: Notify,
     /// Told when a run that was let in has begun, or come to nothing.
     settled: Notify,
@@ -78,9 +80,10 @@ pub enum Admission {
 
 impl Registry {
     /// An empty one, for the runs that this store keeps.
-    pub(super) fn beside(store: &dyn Store) -> Self {
+    pub(super) fn beside(store: &dyn Store, meters: Arc<Meters>) -> Self {
         Self {
             shared: store.shared(),
+            meters,
             ..Self::default()
         }
     }
@@ -108,13 +111,16 @@ impl Registry {
                 .map(|()| Admission::Known(known.clone()));
         }
         if books.closed {
+            self.meters.shed(Shed::Draining);
             return Err(shutting_down());
         }
         if limits.max_runs > 0 && books.running >= limits.max_runs {
+            self.meters.shed(Shed::Runs);
             return Err(overloaded());
         }
         while self.held.load(Ordering::Relaxed) > limits.memory_limit {
             let Some((_, oldest)) = books.finished.pop_front() else {
+                self.meters.shed(Shed::Memory);
                 return Err(overloaded());
             };
             books.forget(oldest);
@@ -243,6 +249,12 @@ impl Registry {
             .collect();
         books.finished.retain(|(_, id)| !gone.contains(id));
         gone.into_iter().for_each(|id| books.forget(id));
+    }
+
+    /// How many runs are under way, and how many ended ones are kept.
+    pub fn count(&self) -> (usize, usize) {
+        let books = self.books();
+        (books.running, books.finished.len())
     }
 
     /// Lets nobody in any more.

@@ -310,9 +310,18 @@ pub(super) mod tests {
             on_cancel: OnCancel::Keep,
             queue_patience: LIFE,
         };
-        let providers = Providers::new(vec![]).unwrap();
+        let providers = Providers::new(vec![], &Arc::default()).unwrap();
         let tools = crate::tool::Tools::new(crate::tool::ToolSettings::default()).unwrap();
-        Runs::new(agents, providers, tools, store, artifacts, relay, limits)
+        Runs::new(
+            agents,
+            providers,
+            tools,
+            store,
+            artifacts,
+            relay,
+            limits,
+            Arc::default(),
+        )
     }
 
     pub(in crate::run) async fn run(runs: &Runs, session: Option<&str>) -> Arc<Run> {

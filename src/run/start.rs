@@ -82,6 +82,7 @@ impl Runs {
             .started_before(&order.principal, order.idempotency.as_ref())
             .await?
         {
+            self.meters.idempotent_hit();
             return Ok(known);
         }
         let agent = order.permit.agent(&self.agents, order.agent.as_deref())?.clone();
@@ -144,7 +145,10 @@ impl Runs {
         let called = match self.admit(&run, order.on_busy).await? {
             Admission::Admitted => None,
             Admission::Waits(called) => Some(called),
-            Admission::Known(known) => return Ok(known),
+            Admission::Known(known) => {
+                self.meters.idempotent_hit();
+                return Ok(known);
+            }
         };
         let mut place = Admitted {
             runs: self,
@@ -159,7 +163,10 @@ impl Runs {
             on_busy: order.on_busy,
         };
         let recalled = match self.recall(&run, asked_by, called, &mut request).await? {
-            Recalled::Known(id) => return self.known_elsewhere(&run, id).await,
+            Recalled::Known(id) => {
+                self.meters.idempotent_hit();
+                return self.known_elsewhere(&run, id).await;
+            }
             recalled => recalled,
         };
 

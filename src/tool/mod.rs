@@ -107,6 +107,15 @@ impl ToolError {
     pub fn new(why: impl Into<String>) -> Self {
         Self(why.into())
     }
+
+    /// It in a word, for meters: ours where the sentence begins with one. (A server could begin one so too, and would only
+    /// be counted so.)
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        let ours = ["blocked_address", "tool_drift"];
+        let begins = |word: &&str| self.0.strip_prefix(*word).is_some_and(|rest| rest.starts_with(':'));
+        ours.into_iter().find(begins).unwrap_or("failed")
+    }
 }
 
 /// A tool as an agent has it: under the name that its model knows, with its schema compiled.
@@ -156,6 +165,12 @@ impl Offer {
             (None, None) => matches(pattern, name),
             _ => false,
         }
+    }
+
+    /// What it goes by in meters: its name, or where it comes from, for what others name is without end.
+    #[must_use]
+    pub fn counted_as(&self) -> &str {
+        self.origin.as_deref().unwrap_or(&self.definition.name)
     }
 
     /// The tool.

@@ -27,6 +27,7 @@ mod walls;
 mod artifacts;
 mod browser;
 mod fleet;
+mod metrics;
 mod process;
 mod queueing;
 mod replicas;

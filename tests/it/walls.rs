@@ -8,9 +8,10 @@ const WALLS: &[(&str, &str, &str)] = &[
     ("error", "chat", "an error names the run that stands in the way"),
     ("patience", "", "a timer, and nothing about what is waited for"),
     ("telemetry", "", "a log, and nothing about what is told"),
+    ("meters", "", "it knows nobody; everybody may count"),
     (
         "provider",
-        "chat error patience",
+        "chat error meters patience",
         "theirs becomes ours; it does not know who is asking",
     ),
     (
@@ -30,17 +31,17 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "agent",
-        "chat error provider schema tool",
+        "chat error meters provider schema tool",
         "it asks models in rounds; it is told a history, and does not fetch one",
     ),
     (
         "run",
-        "agent chat error provider store tool",
+        "agent chat error meters provider store tool",
         "an agent at work, its log, and the turn it leaves; it does not know who reads it",
     ),
     (
         "http",
-        "chat error patience run store",
+        "chat error meters patience run store",
         "it reads and writes HTTP; no handler names an agent's inside or a provider",
     ),
     (
@@ -50,7 +51,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "app",
-        "agent config error http provider run store tool",
+        "agent config error http meters provider run store tool",
         "it puts the house together",
     ),
     ("shutdown", "app", "it stops what was put together"),

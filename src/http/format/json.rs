@@ -5,15 +5,25 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::name_run;
-use crate::{chat::Event, error::Error, http::error::Refusal, run::Reader};
+use std::sync::Arc;
+
+use super::{Attended, name_run};
+use crate::{
+    chat::Event,
+    error::Error,
+    http::error::Refusal,
+    meters::{Format, Meters},
+    run::Reader,
+};
 
 /// Waits for the run's end and answers with its result, or with what went wrong.
 ///
 /// # Errors
 /// The run's.
-pub async fn respond(mut reader: Reader) -> Result<Response, Refusal> {
+pub async fn respond(mut reader: Reader, meters: &Arc<Meters>) -> Result<Response, Refusal> {
+    let mut client = Attended::begin(meters, Format::Json, reader.run());
     let last = reader.last().await;
+    client.ends();
     let run = reader.run();
     let of_run = |error| Refusal::of_run(error, run.id, run.session_id.clone());
     match last {

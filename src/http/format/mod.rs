@@ -6,10 +6,14 @@ use axum::{
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
 
+use std::sync::Arc;
+
 use crate::{
     chat::{RunId, SessionId},
     error::{Error, ErrorCode},
     http::error::Refusal,
+    meters::{Disconnect, Format, Meters, Open},
+    run::Run,
 };
 
 pub mod chunk;
@@ -19,6 +23,41 @@ pub mod text;
 
 /// The most that is written in one go, in bytes: more than this waits in the log, which is bounded.
 const PIECE: usize = 16 << 10;
+
+/// A client who is being answered. Dropped before its answer's end, it is one that went.
+struct Attended {
+    meters: Arc<Meters>,
+    run: Arc<Run>,
+    over: bool,
+    _open: Open,
+}
+
+impl Attended {
+    fn begin(meters: &Arc<Meters>, format: Format, run: &Arc<Run>) -> Self {
+        Self {
+            meters: meters.clone(),
+            run: run.clone(),
+            over: false,
+            _open: meters.stream(format),
+        }
+    }
+
+    /// The answer has come to its end, whichever.
+    fn ends(&mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        if !self.over {
+            self.meters.disconnected(match self.run.log.spoke() {
+                true => Disconnect::Stream,
+                false => Disconnect::FirstToken,
+            });
+        }
+    }
+}
 
 /// The headers that say which run this is.
 pub(super) fn name_run(headers: &mut HeaderMap, run: &RunId, session: Option<&SessionId>) {

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,8 +14,9 @@ use axum::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::{PIECE, chunk, name_run, streaming};
+use super::{Attended, PIECE, chunk, name_run, streaming};
 use crate::{
+    meters::{Format, Meters},
     patience::Patience,
     run::{Found, Reader, View},
 };
@@ -31,9 +33,10 @@ pub enum Data {
 
 /// Answers with the run's events, from where the reader stands.
 #[must_use]
-pub fn respond(reader: Reader, data: Data, heartbeat: Duration, request_id: &str) -> Response {
+pub fn respond(reader: Reader, data: Data, heartbeat: Duration, request_id: &str, meters: &Arc<Meters>) -> Response {
     let run = reader.run().clone();
     let body = SseBody {
+        client: Attended::begin(meters, Format::Sse, &run),
         id: format!("id: {}:", run.id),
         reader,
         data,
@@ -50,6 +53,7 @@ pub fn respond(reader: Reader, data: Data, heartbeat: Duration, request_id: &str
 }
 
 struct SseBody {
+    client: Attended,
     /// `id: RUN:`, for every frame.
     id: String,
     reader: Reader,
@@ -69,6 +73,7 @@ impl http_body::Body for SseBody {
     /// Whole frames only, as many as there are.
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Self {
+            client,
             id,
             reader,
             data,
@@ -91,6 +96,11 @@ impl http_body::Body for SseBody {
             out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
             out.extend_from_slice(b"\nevent: ");
             out.extend_from_slice(chunk::name(view).as_bytes());
+            if let View::Other(event) = view
+                && event.is_last()
+            {
+                client.ends();
+            }
             match view {
                 View::Text { text, after_cr } if *data == Data::Raw => raw_data(&mut out, text, after_cr),
                 view => {
@@ -108,7 +118,10 @@ impl http_body::Body for SseBody {
                 silence.extend(*heartbeat);
                 Poll::Ready(Some(Ok(Frame::data(Bytes::from(out)))))
             }
-            Poll::Ready(Found::End) => Poll::Ready(None),
+            Poll::Ready(Found::End) => {
+                client.ends();
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 std::task::ready!(silence.poll_over(cx));
                 silence.extend(*heartbeat);

@@ -3,6 +3,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,11 +15,12 @@ use axum::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::{PIECE, name_run, streaming};
+use super::{Attended, PIECE, name_run, streaming};
 use crate::{
     chat::Event,
     error::{Error, ErrorCode},
     http::error::Refusal,
+    meters::{Format, Meters},
     run::{Found, Reader, View, log::Log},
 };
 
@@ -29,8 +31,9 @@ const HOLD: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The run's, as long as nothing was sent.
-pub async fn respond(reader: Reader) -> Result<Response, Refusal> {
+pub async fn respond(reader: Reader, meters: &Arc<Meters>) -> Result<Response, Refusal> {
     let mut body = TextBody {
+        client: Attended::begin(meters, Format::Text, reader.run()),
         reader,
         ready: Vec::new(),
         end: None,
@@ -50,6 +53,7 @@ pub async fn respond(reader: Reader) -> Result<Response, Refusal> {
 }
 
 struct TextBody {
+    client: Attended,
     reader: Reader,
     /// Text that has been read and not been sent.
     ready: Vec<u8>,
@@ -75,7 +79,13 @@ impl TextBody {
 
     /// Reads what is in the log; ready with the number of events that the model is behind.
     fn poll_log(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let Self { reader, ready, end, .. } = self;
+        let Self {
+            reader,
+            ready,
+            end,
+            client,
+            ..
+        } = self;
         let (mut events, mut repaired) = (0, None);
         let found = ready!(reader.poll_read(cx, |_, view| {
             match view {
@@ -100,6 +110,9 @@ impl TextBody {
                 ErrorCode::Internal,
                 "The log ended without a last event.",
             )));
+        }
+        if end.is_some() {
+            client.ends();
         }
         Poll::Ready(events)
     }

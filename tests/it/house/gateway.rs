@@ -132,6 +132,7 @@ impl Gateway {
             r#"
 [server]
 listen = "127.0.0.1:0"
+admin_listen = ""
 [store]
 url = "sqlite://{folder}/sluicegate.db"
 [artifacts]
@@ -154,6 +155,11 @@ model = "openai/test-model"
         let running = soon("the gateway to start", sluicegate::app::serve(settings)).await;
         let running = running.unwrap_or_else(|error| panic!("the gateway does not start: {error:#}\nwith\n{toml}"));
         Self { running, toml, folder }
+    }
+
+    /// Where those who run it look; the story's configuration has to have `admin_listen`.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.running.admin_addr().expect("an admin listener")
     }
 
     /// Where it keeps its files.
@@ -217,6 +223,7 @@ impl Process {
         let mut variables = HashMap::from([
             ("HOME".to_owned(), folder.path().display().to_string()),
             ("SLUICEGATE__SERVER__LISTEN".to_owned(), address),
+            ("SLUICEGATE__SERVER__ADMIN_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
         ]);
         variables.extend(
             env.iter()
