@@ -115,7 +115,8 @@ fn new_key(name: &str) -> anyhow::Result<()> {
 }
 
 fn serve(settings: Settings) -> anyhow::Result<()> {
-    telemetry::begin(settings.log_format, &settings.log_filter).map_err(|e| anyhow!("{e}"))?;
+    // Ends last, so that everything is in it.
+    let _log = telemetry::begin(settings.log_format, &settings.log_filter).map_err(|e| anyhow!("{e}"))?;
     // One provider of cryptography for the whole process; two would panic at the first connection.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,6 +1,38 @@
-//! What is written to the log: sentences that read alone, with fields; never a key, never a message's text.
+//! What is written to the log: sentences that read alone, with fields; never a key, never a message's text. Whoever logs
+//! does not wait for who reads the log: a thread writes, and lines that it cannot get rid of are dropped and counted.
+//! (Own code: the library's writer prints to standard output when it cannot end, which may be the same full pipe.)
+
+use std::{
+    io::{self, Write},
+    panic::PanicHookInfo,
+    sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant},
+};
 
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Lines that may wait to be written.
+const WAITING: usize = 4096;
+/// How long the last of them have when everything is over.
+const LAST: Duration = Duration::from_secs(1);
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// How many lines of the log were dropped, as nobody took them.
+#[must_use]
+pub fn dropped() -> u64 {
+    DROPPED.load(Relaxed)
+}
+
+/// How many panics there were, since the log began.
+#[must_use]
+pub fn panics() -> u64 {
+    PANICS.load(Relaxed)
+}
 
 /// How the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,16 +43,23 @@ pub enum LogFormat {
     Json,
 }
 
-/// Begins to log to standard error. `filter` is a `tracing` filter, such as `info` or `sluicegate=debug,warn`.
+/// Begins to log to standard error. `filter` is a `tracing` filter, such as `info` or `sluicegate=debug,warn`. The log ends,
+/// written to its last line if that can be, when what is returned is dropped.
 ///
 /// # Errors
-/// A filter that is none, or a log that has begun already.
-pub fn begin(format: LogFormat, filter: &str) -> Result<(), String> {
+/// A filter that is none, a log that has begun already, or no thread to write it.
+pub fn begin(format: LogFormat, filter: &str) -> Result<Log, String> {
     // This library logs what MCP servers say, and addresses with their queries; what matters of it we say ourselves.
     let filter = EnvFilter::builder()
         .parse(format!("rmcp=off,{filter}"))
         .map_err(|e| format!("log.filter: {e}"))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let (to, waiting) = sync_channel(WAITING);
+    let writer = std::thread::Builder::new().name("log".to_owned());
+    writer
+        .spawn(move || write_all(&waiting, io::stderr()))
+        .map_err(|e| format!("no thread for the log: {e}"))?;
+    let log = Log(to.clone());
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || Line(to.clone()));
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Text => lines
@@ -32,5 +71,134 @@ pub fn begin(format: LogFormat, filter: &str) -> Result<(), String> {
         .with(filter)
         .with(lines)
         .try_init()
-        .map_err(|e| e.to_string())
+        .map_err(|e| e.to_string())?;
+    std::panic::set_hook(Box::new(note_panic));
+    Ok(log)
+}
+
+/// A panic is a line of the log like any other. Where it was, and not what it says: that may quote what was worked on.
+fn note_panic(panic: &PanicHookInfo<'_>) {
+    PANICS.fetch_add(1, Relaxed);
+    let at = panic.location().map(ToString::to_string);
+    tracing::error!(at, "a bug: something panicked");
+}
+
+/// What the writing thread is given.
+enum Piece {
+    Line(Vec<u8>),
+    /// The last one; told when everything before it has been written.
+    End(SyncSender<()>),
+}
+
+/// Where a line is written: to the end of those that wait, or nowhere.
+struct Line(SyncSender<Piece>);
+
+impl Write for Line {
+    /// The layer hands over whole lines.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Err(TrySendError::Full(_)) = self.0.try_send(Piece::Line(line.to_vec())) {
+            DROPPED.fetch_add(1, Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes what comes, and says where lines are missing once it has caught up.
+fn write_all(waiting: &Receiver<Piece>, mut to: impl Write) {
+    let mut told = 0;
+    loop {
+        let next = match waiting.try_recv() {
+            Err(TryRecvError::Empty) => {
+                let dropped = dropped();
+                if dropped > told {
+                    told = dropped;
+                    tracing::warn!(dropped, "lines of the log were dropped, as nobody took them");
+                }
+                waiting.recv().ok()
+            }
+            next => next.ok(),
+        };
+        match next {
+            Some(Piece::Line(line)) => drop(to.write_all(&line)), // a closed log is nobody's fault, and nobody is there to be told
+            Some(Piece::End(ended)) => {
+                let _ = ended.send(()); // nobody waits any more
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// The log, as long as it is kept.
+#[derive(Debug)]
+pub struct Log(SyncSender<Piece>);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let (end, ended) = sync_channel(1);
+        let (until, mut piece) = (Instant::now() + LAST, Piece::End(end));
+        while let Err(TrySendError::Full(unsent)) = self.0.try_send(piece) {
+            if Instant::now() > until {
+                return;
+            }
+            piece = unsent;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // An error either way: time is over, or what would send is gone.
+        let _ = ended.recv_timeout(until.saturating_duration_since(Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes a line when it is told to.
+    struct Reluctant {
+        may: Receiver<()>,
+        lines: SyncSender<Vec<u8>>,
+    }
+
+    impl Write for Reluctant {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let _ = self.may.recv();
+            let _ = self.lines.send(line.to_vec());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_that_nobody_takes_drops_lines_and_holds_up_nobody() {
+        let (to, waiting) = sync_channel(WAITING);
+        let ((allow, may), (lines, written)) = (sync_channel(0), sync_channel(2 * WAITING));
+        let writer = std::thread::spawn(move || write_all(&waiting, Reluctant { may, lines }));
+        let (before, began) = (dropped(), Instant::now());
+        let many = WAITING + 1_000;
+        for number in 0..many {
+            Line(to.clone()).write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        // One more than wait may be with who writes.
+        let lost = dropped() - before;
+        assert!((999..=1_000).contains(&lost), "{lost}");
+        // Its end is not waited for beyond its time.
+        let began = Instant::now();
+        drop(Log(to.clone()));
+        assert!((LAST..LAST * 3).contains(&began.elapsed()), "{:?}", began.elapsed());
+        // Who takes lines again gets those that waited, in order, and the log ends behind them.
+        drop(allow);
+        drop(Log(to));
+        writer.join().unwrap();
+        let written: Vec<_> = written.iter().map(|line| String::from_utf8(line).unwrap()).collect();
+        let expected: Vec<_> = (0..many - lost as usize).map(|number| format!("{number}\n")).collect();
+        assert_eq!(written, expected);
+    }
 }
