@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use secrecy::SecretString;
@@ -69,6 +70,8 @@ pub(super) struct Server {
     heartbeat: Time,
     header_timeout: Time,
     body_timeout: Time,
+    write_timeout: Time,
+    lost_timeout: Time,
     max_body: Size,
     max_headers: usize,
     max_connections: usize,
@@ -302,10 +305,14 @@ impl Tree {
             ("server.heartbeat", server.heartbeat.0),
             ("server.header_timeout", server.header_timeout.0),
             ("server.body_timeout", server.body_timeout.0),
+            ("server.write_timeout", server.write_timeout.0),
             ("runs.deadline", runs.deadline.0),
         ];
         if let Some((name, _)) = positive.into_iter().find(|(_, time)| time.is_zero()) {
             return Err(wrong(format!("{name}: must be more than nothing")));
+        }
+        if server.lost_timeout.0 < Duration::from_secs(2) {
+            return Err(wrong("server.lost_timeout: must be at least 2s"));
         }
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
             return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
@@ -322,6 +329,8 @@ impl Tree {
             max_body: server.max_body.0,
             listener: ListenSettings {
                 header_timeout: server.header_timeout.0,
+                write_timeout: server.write_timeout.0,
+                lost_timeout: server.lost_timeout.0,
                 max_headers: server.max_headers.clamp(1, 1000),
                 max_connections: server.max_connections.clamp(1, tokio::sync::Semaphore::MAX_PERMITS),
             },

@@ -21,20 +21,18 @@ use hyper_util::{
     server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::error::Elapsed,
+    time::{Instant, error::Elapsed},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::layers::MAX_HEADERS;
 use crate::{meters::Meters, patience::Patience};
 
-/// How long a client may take nothing of what is written before its connection is cut. Its run goes on as its policy
-/// says.
-const STALL: Duration = Duration::from_secs(60);
 /// What is kept of a response that a client does not take, in bytes; more waits in the log.
 const WRITE_BUFFER: usize = 64 << 10;
 /// How long to wait before accepting again when the process has no more file descriptors.
@@ -47,6 +45,11 @@ const H2_STREAMS: u32 = 256;
 pub struct ListenSettings {
     /// How long a request's headers may take.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what is written before its connection is cut. Its run goes on as its
+    /// policy says.
+    pub write_timeout: Duration,
+    /// How long the kernel may hear nothing of a client, asking, before its connection is cut; seconds count.
+    pub lost_timeout: Duration,
     /// How many headers a request may have.
     pub max_headers: usize,
     /// How many connections at a time; further ones wait to be accepted.
@@ -70,7 +73,7 @@ pub async fn serve(
         let (stream, place) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &open, &meters) => accepted,
+            accepted = accept(&listener, &open, settings.lost_timeout, &meters) => accepted,
         };
         let service = TowerToHyperService::new(router.clone());
         let (protocols, watcher) = (protocols.clone(), graceful.watcher());
@@ -99,6 +102,7 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     open: &Arc<Semaphore>,
+    lost: Duration,
     meters: &Meters,
 ) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
     loop {
@@ -107,8 +111,7 @@ async fn accept(
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Without this a token waits for the acknowledgement of the one before: 40 ms.
-                if let Err(error) = stream.set_nodelay(true) {
+                if let Err(error) = prepare(&stream, lost) {
                     tracing::debug!(%error, "a connection was gone before it was served");
                     continue;
                 }
@@ -123,11 +126,48 @@ async fn accept(
     }
 }
 
+/// Tells the kernel how to treat a client.
+fn prepare(stream: &TcpStream, lost: Duration) -> io::Result<()> {
+    // Without this a token waits for the acknowledgement of the one before: 40 ms.
+    stream.set_nodelay(true)?;
+    // A client that is gone and could not say so (its cable, its power, its network's memory) is asked after half the time
+    // without a word, and given up when it has acknowledged nothing for all of it. The kernel's unit is a second.
+    let second = Duration::from_secs(1);
+    let probes = TcpKeepalive::new()
+        .with_time((lost / 2).max(second))
+        .with_interval((lost / 6).max(second));
+    SockRef::from(stream).set_tcp_keepalive(&probes)?;
+    give_up_after(stream, Some(lost))?;
+    keep_little(stream)
+}
+
+/// How long what was sent may stay unacknowledged, or what is to be sent without room.
+#[cfg(target_os = "linux")]
+fn give_up_after(stream: &TcpStream, lost: Option<Duration>) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(lost)
+}
+
+/// What a client has no room for waits with us, not in megabytes of the kernel's: so that we see a slow one take a little.
+#[cfg(target_os = "linux")]
+fn keep_little(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_notsent_lowat(WRITE_BUFFER as u32)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn give_up_after(_: &TcpStream, _: Option<Duration>) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_little(_: &TcpStream) -> io::Result<()> {
+    Ok(())
+}
+
 /// The two versions of HTTP that are spoken here.
 struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
-    first_bytes: Duration,
+    settings: ListenSettings,
 }
 
 impl Protocols {
@@ -147,11 +187,7 @@ impl Protocols {
             .max_send_buf_size(WRITE_BUFFER)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));
-        Self {
-            http1,
-            http2,
-            first_bytes: settings.header_timeout,
-        }
+        Self { http1, http2, settings }
     }
 
     /// Serves a connection to its end.
@@ -166,10 +202,16 @@ impl Protocols {
         // Looked at rather than read: a reader that has to be given bytes back costs every stream 8 KiB.
         let http2 = tokio::select! {
             biased;
-            spoke = tokio::time::timeout(self.first_bytes, speaks_http2(&stream)) => spoke.map_err(silent)??,
+            spoke = tokio::time::timeout(self.settings.header_timeout, speaks_http2(&stream)) => spoke.map_err(silent)??,
             () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
         };
-        let io = TokioIo::new(Guarded { stream, stall: None });
+        let io = TokioIo::new(Guarded {
+            stream,
+            write_timeout: self.settings.write_timeout,
+            lost_timeout: self.settings.lost_timeout,
+            stall: None,
+            waited: None,
+        });
         if http2 {
             // HTTP/1's header timeout covers this; HTTP/2 has none, and would wait for half a preface for ever.
             let asked = CancellationToken::new();
@@ -178,7 +220,7 @@ impl Protocols {
             let connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
             tokio::select! {
                 outcome = connection => outcome?,
-                late = Box::pin(late(self.first_bytes, first)) => return Err(silent(late).into()),
+                late = Box::pin(late(self.settings.header_timeout, first)) => return Err(silent(late).into()),
             }
         } else {
             watcher.watch(self.http1.serve_connection(io, service)).await?;
@@ -226,22 +268,44 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 }
 
 /// A connection whose client must take what it is given.
+///
+/// The kernel cannot tell a client that has no room from one that is gone: for either it counts until `lost_timeout`, even
+/// while a client takes a little now and then. So while a write waits here, it is we who count, and for some time after.
 struct Guarded {
     stream: TcpStream,
+    write_timeout: Duration,
+    lost_timeout: Duration,
     /// While a write waits.
     stall: Option<Patience>,
+    /// While the kernel does not count: when a write waited last.
+    waited: Option<Instant>,
 }
 
 impl Guarded {
     /// Notes whether a write got on, and cuts the connection when none has for too long.
     fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            self.stall = None;
+            if self.stall.take().is_some() {
+                self.waited = Some(Instant::now());
+            } else if self.waited.is_some_and(|last| last.elapsed() > self.lost_timeout) {
+                self.waited = None;
+                self.kernel_counts_to(Some(self.lost_timeout));
+            }
             return outcome;
         }
-        let stall = self.stall.get_or_insert_with(|| Patience::new(STALL));
+        if self.waited.is_none() {
+            self.waited = Some(Instant::now());
+            self.kernel_counts_to(None);
+        }
+        let stall = self.stall.get_or_insert_with(|| Patience::new(self.write_timeout));
         std::task::ready!(stall.poll_over(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, TakesNothing)))
+    }
+
+    fn kernel_counts_to(&self, lost: Option<Duration>) {
+        if let Err(error) = give_up_after(&self.stream, lost) {
+            tracing::debug!(%error, "how long a client may be lost cannot be changed");
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod walls;
 
 mod artifacts;
 mod browser;
+mod client_faults;
 mod fleet;
 mod metrics;
 mod process;

@@ -164,6 +164,8 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ("[server]\nheartbeat = \"0s\"", "server.heartbeat"),
         ("[server]\nheader_timeout = \"0ms\"", "server.header_timeout"),
         ("[server]\nbody_timeout = \"0ms\"", "server.body_timeout"),
+        ("[server]\nwrite_timeout = \"0ms\"", "server.write_timeout"),
+        ("[server]\nlost_timeout = \"1s\"", "server.lost_timeout"),
         (
             "[server]\ncors_allowed_origins = [\"app.example\"]",
             "server.cors_allowed_origins",

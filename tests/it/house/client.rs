@@ -164,6 +164,14 @@ impl Connection {
         Self::from_socket(socket, place.addr()).await
     }
 
+    /// The same from far away, in small packets: the gateway's kernel keeps little of what is not taken, too.
+    pub(crate) async fn open_afar(place: &impl Place) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket2::SockRef::from(&socket).set_tcp_mss(1000).unwrap();
+        Self::from_socket(socket, place.addr()).await
+    }
+
     async fn from_socket(socket: TcpSocket, peer: SocketAddr) -> Self {
         let stream = soon(format!("a connection to {peer}"), socket.connect(peer)).await;
         let stream = stream.unwrap_or_else(|error| panic!("cannot connect to {peer}: {error}"));
@@ -260,6 +268,36 @@ impl Connection {
             .shutdown()
             .await
             .expect("a connection that can be shut down");
+    }
+
+    /// Vanishes: from now on nothing that the peer sends is taken or acknowledged, and nothing is said, as after a cut
+    /// cable. (A filter on the socket that lets nothing through; on Linux.)
+    pub(crate) fn vanish(&self) {
+        const RETURN: u16 = 0x06; // BPF_RET | BPF_K: how much of the packet to keep
+        let nothing = [socket2::SockFilter::new(RETURN, 0, 0, 0)];
+        socket2::SockRef::from(&self.incoming.io)
+            .attach_filter(&nothing)
+            .expect("a kernel that filters");
+    }
+
+    /// Our end, as its peer sees it.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.incoming.io.local_addr().expect("a connected socket")
+    }
+
+    /// Waits until the peer has closed its end, whatever we take of it, and says when. (Linux tells.)
+    pub(crate) async fn closed_there(&self) -> Instant {
+        const ESTABLISHED: &str = "01";
+        let hex = |addr: SocketAddr| match addr {
+            SocketAddr::V4(addr) => format!("{:08X}:{:04X}", u32::from_ne_bytes(addr.ip().octets()), addr.port()),
+            SocketAddr::V6(addr) => panic!("{addr}: the house is on IPv4"),
+        };
+        let ends = format!("{} {} {ESTABLISHED}", hex(self.peer), hex(self.local_addr()));
+        super::eventually("the gateway to close its end", async || {
+            let all = std::fs::read_to_string("/proc/net/tcp").expect("a kernel that tells");
+            (!all.contains(&ends)).then(Instant::now)
+        })
+        .await
     }
 
     /// Breaks off (RST).
