@@ -1,0 +1,391 @@
+//! What must hold after every fault, whatever it was: the books are closed, nothing is left over, nobody was told a
+//! secret, and life goes on.
+//!
+//! A story takes an [`Oracle`] while nothing goes on, lets it hear all that clients are told, and asks it in the end:
+//!
+//! ```ignore
+//! let mut oracle = Oracle::at_rest(&gateway, &upstream, &[KEY]).await; // after a normal turn
+//! // ... the fault; `oracle.hear(…)` for everything that a client was told
+//! oracle.let_go().await;
+//! oracle.one_ending(&run_id, &RunEnding::failed("upstream_truncated"), Billed::OneCallEstimated).await;
+//! // ... another normal turn
+//! oracle.nothing_left_over().await;
+//! oracle.no_secret_told();
+//! gateway.stop().await;
+//! ```
+
+use std::collections::HashSet;
+use std::fmt::{Debug, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::Row as _;
+
+use super::{Gateway, Place, Process, Reader, Upstream, eventually, get, log, within};
+
+/// How soon an upstream must be let go of once its run has ended.
+const LET_GO: Duration = Duration::from_secs(1);
+/// How soon all that a run held must be free.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// How a run ended, as all who know of it must say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunEnding {
+    /// `completed`, `failed`, `cancelled` or `interrupted`.
+    pub(crate) status: &'static str,
+    /// The code of its error, where it has one.
+    pub(crate) code: Option<&'static str>,
+}
+
+impl RunEnding {
+    pub(crate) fn completed() -> Self {
+        let (status, code) = ("completed", None);
+        Self { status, code }
+    }
+
+    pub(crate) fn failed(code: &'static str) -> Self {
+        Self {
+            status: "failed",
+            code: Some(code),
+        }
+    }
+}
+
+/// Whether a provider was sent the run's request, so that it may have cost something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Billed {
+    Nothing,
+    /// One model call that has to be in the books, whatever it was asked how often.
+    OneCall,
+    /// One, and the provider said nothing of its cost.
+    OneCallEstimated,
+}
+
+/// A gateway that can be looked at from all sides.
+pub(crate) trait Watched: Place {
+    /// Where its files are.
+    fn folder(&self) -> &Path;
+    /// The lines that say how a run ended.
+    async fn ends_of(&self, run_id: &str) -> Vec<String>;
+    /// Lines of its log with one of these words in them.
+    fn lines_with(&self, words: &[&str]) -> Vec<String>;
+    /// Its tasks, where they can be counted. Inside a test they are all those of the test's runtime.
+    fn tasks(&self) -> Option<usize>;
+    /// Its process.
+    fn process(&self) -> u32;
+}
+
+impl Watched for Gateway {
+    fn folder(&self) -> &Path {
+        Gateway::folder(self)
+    }
+
+    async fn ends_of(&self, run_id: &str) -> Vec<String> {
+        log::ends_of(run_id)
+    }
+
+    fn lines_with(&self, words: &[&str]) -> Vec<String> {
+        let mut lines = log::leaks();
+        lines.retain(|line| words.iter().any(|word| line.contains(word)));
+        lines
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        Some(tokio::runtime::Handle::current().metrics().num_alive_tasks())
+    }
+
+    fn process(&self) -> u32 {
+        std::process::id()
+    }
+}
+
+impl Watched for Process {
+    fn folder(&self) -> &Path {
+        Process::folder(self)
+    }
+
+    async fn ends_of(&self, run_id: &str) -> Vec<String> {
+        self.logged(run_id).await; // it comes through a pipe
+        let log = Process::log(self);
+        let ends = |line: &&str| line.contains(run_id) && line.contains("a run ended");
+        log.lines().filter(ends).map(str::to_owned).collect()
+    }
+
+    fn lines_with(&self, words: &[&str]) -> Vec<String> {
+        let log = Process::log(self);
+        let told = |line: &&str| words.iter().any(|word| line.contains(word));
+        log.lines().filter(told).map(str::to_owned).collect()
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        None
+    }
+
+    fn process(&self) -> u32 {
+        self.pid()
+    }
+}
+
+/// What is open while nothing goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    tasks: Option<usize>,
+    /// Sockets one of whose ends is the gateway's or the upstream's.
+    sockets: usize,
+    /// Open files in the gateway's folder. Not the database's: its pool opens what it needs, and keeps it.
+    files: usize,
+}
+
+impl Held {
+    fn is_within(&self, before: &Self) -> bool {
+        self.tasks <= before.tasks && self.sockets <= before.sockets && self.files <= before.files
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Oracle<'a, G> {
+    gateway: &'a G,
+    upstream: &'a Upstream,
+    secrets: &'a [&'a str],
+    before: Held,
+    told: String,
+}
+
+impl<'a, G: Watched> Oracle<'a, G> {
+    /// Takes note of what is held while nothing goes on: after a normal turn, so that what is opened once is open. The
+    /// `secrets` are what nobody may be told: keys, and an upstream's own words.
+    pub(crate) async fn at_rest(gateway: &'a G, upstream: &'a Upstream, secrets: &'a [&'a str]) -> Self {
+        log::listen(secrets);
+        let mut oracle = Self {
+            gateway,
+            upstream,
+            secrets,
+            before: Held {
+                tasks: None,
+                sockets: 0,
+                files: 0,
+            },
+            told: String::new(),
+        };
+        let mut same = 0;
+        eventually("the gateway to come to rest", async || {
+            let held = oracle.held();
+            same = if held == oracle.before { same + 1 } else { 0 };
+            oracle.before = held;
+            (same >= 5).then_some(())
+        })
+        .await;
+        oracle
+    }
+
+    /// Somebody was told this.
+    pub(crate) fn hear(&mut self, what: impl Debug) {
+        let _ = writeln!(self.told, "{what:?}");
+    }
+
+    /// The upstream has seen its connection closed, or the whole answer go out. To be asked as soon as the client knows
+    /// how it ended. (Where a gateway says how many upstream calls are under way, that belongs here: none.)
+    pub(crate) async fn let_go(&self) {
+        within(LET_GO, "the upstream to be let go of", self.upstream.idle()).await;
+    }
+
+    /// The run has ended once and in this way: for whoever looks, in its log, in the gateway's log, and in the books.
+    /// Gives what `GET /runs/{run_id}` says.
+    pub(crate) async fn one_ending(&mut self, run_id: &str, ending: &RunEnding, billed: Billed) -> Value {
+        let path = format!("/runs/{run_id}");
+        let run = get(self.gateway, &path).await.expect(200).await.json().await;
+        self.hear(&run);
+        let code = |told: &Value| told["error"]["code"].as_str().map(str::to_owned);
+        assert_eq!(run["status"], ending.status, "{run}");
+        assert_eq!(code(&run).as_deref(), ending.code, "{run}");
+
+        let log = get(self.gateway, &format!("{path}/events")).await.expect(200).await;
+        let log = log.read_as(Reader::anywhere()).transcript().await; // which refuses anything after the last event
+        self.hear(&log.events);
+        let last = log.terminal();
+        assert_eq!(last.event == "done", ending.status == "completed", "{last:?}");
+        assert_eq!(code(&last.json()).as_deref(), ending.code, "{last:?}");
+        assert_eq!(run["last_seq"], last.seq, "{run}");
+
+        let lines = self.gateway.ends_of(run_id).await;
+        let [line] = &lines[..] else {
+            panic!("{} lines say how {run_id} ended: {lines:#?}", lines.len());
+        };
+        for word in [ending.status].into_iter().chain(ending.code) {
+            assert!(line.contains(&format!("\"{word}\"")), "no {word} in {line}");
+        }
+        self.one_entry(run_id, &run["usage"], billed).await;
+        run
+    }
+
+    /// What the run cost is in the books once, and is what the run says of itself.
+    async fn one_entry(&self, run_id: &str, usage: &Value, billed: Billed) {
+        let file = self.gateway.folder().join(self.database());
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).read_only(true);
+        let sql = "SELECT input_tokens, output_tokens, estimated FROM model_calls WHERE run_id = ?";
+        let entries = within(Duration::from_secs(5), "the books", async {
+            let mut db = <sqlx::SqliteConnection as sqlx::Connection>::connect_with(&options)
+                .await
+                .expect("the gateway's database");
+            let entries = sqlx::query(sql).bind(run_id).fetch_all(&mut db).await;
+            let _ = sqlx::Connection::close(db).await;
+            entries.expect("the books")
+        })
+        .await;
+        let expected = usize::from(billed != Billed::Nothing);
+        assert_eq!(entries.len(), expected, "entries for {run_id}, {usage}");
+        for entry in entries {
+            let number = |at: usize| -> Value { entry.get::<Option<i64>, _>(at).into() };
+            let shown = (&usage["input_tokens"], &usage["output_tokens"]);
+            assert_eq!((&number(0), &number(1)), shown, "the books of {run_id}");
+            let estimated: bool = entry.get(2);
+            assert_eq!(usage["estimated"], estimated, "the books of {run_id}");
+            assert!(estimated || billed != Billed::OneCallEstimated, "nobody said {usage}");
+        }
+    }
+
+    /// No more tasks, sockets and files are held than before.
+    pub(crate) async fn nothing_left_over(&self) {
+        let now = std::cell::Cell::new(self.before);
+        let settled = eventually("as much to be held as before", async || {
+            now.set(self.held());
+            now.get().is_within(&self.before).then_some(())
+        });
+        let settled = tokio::time::timeout(SETTLED, settled).await;
+        assert!(
+            settled.is_ok(),
+            "held before: {:?}, after: {:?}",
+            self.before,
+            now.get()
+        );
+    }
+
+    /// Nothing that anybody was told, and no line of the log, has a secret in it.
+    pub(crate) fn no_secret_told(&self) {
+        for secret in self.secrets {
+            assert!(!self.told.contains(secret), "{secret} in {}", self.told);
+        }
+        let lines = self.gateway.lines_with(self.secrets);
+        assert!(lines.is_empty(), "in the log:\n{}", lines.join("\n"));
+    }
+
+    /// The database file, as the recipes call it.
+    fn database(&self) -> PathBuf {
+        let files = ["sluicegate.db", "data/sluicegate.db"].map(PathBuf::from);
+        let there = |file: &PathBuf| self.gateway.folder().join(file).exists();
+        files
+            .into_iter()
+            .find(there)
+            .expect("a database in the gateway's folder")
+    }
+
+    fn held(&self) -> Held {
+        let ports = [self.gateway.addr().port(), self.upstream.addr().port()];
+        Held {
+            tasks: self.gateway.tasks(),
+            sockets: sockets(&ports),
+            files: files(self.gateway.process(), self.gateway.folder()),
+        }
+    }
+}
+
+/// How many sockets that a process holds have one of these ports at one of their ends.
+fn sockets(ports: &[u16]) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("the kernel's table");
+    let mut inodes = HashSet::new();
+    for line in table.lines().skip(1) {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let port = |column: &str| u16::from_str_radix(column.rsplit(':').next().unwrap_or(""), 16).unwrap_or(0);
+        if ports.contains(&port(columns[1])) || ports.contains(&port(columns[2])) {
+            inodes.insert(columns[9].to_owned());
+        }
+    }
+    inodes.remove("0"); // nobody holds it any more
+    inodes.len()
+}
+
+/// How many files of this folder the process holds.
+fn files(process: u32, folder: &Path) -> usize {
+    let Ok(held) = std::fs::read_dir(format!("/proc/{process}/fd")) else {
+        return 0;
+    };
+    let targets = held.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let of_the_database = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("sluicegate.db")
+    };
+    targets
+        .filter(|file| file.starts_with(folder) && !of_the_database(file))
+        .count()
+}
+
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Connection, openai, post};
+    use super::*;
+
+    const SECRET: &str = "canary-of-the-oracle";
+
+    async fn at_work() -> (Upstream, Gateway) {
+        let upstream = Upstream::always(openai::answer(&["Well."])).await;
+        let gateway = Gateway::with(&upstream).fast().start().await;
+        turn(&gateway).await;
+        (upstream, gateway)
+    }
+
+    async fn turn(gateway: &Gateway) -> String {
+        let answer = post(gateway, "/chat", json!({"message": "Hi"})).await.expect(200).await;
+        answer.header("x-run-id").to_owned()
+    }
+
+    #[tokio::test]
+    async fn after_a_turn_all_is_as_before() {
+        let (upstream, gateway) = at_work().await;
+        let mut oracle = Oracle::at_rest(&gateway, &upstream, &[SECRET]).await;
+        let run = turn(&gateway).await;
+        oracle.let_go().await;
+        oracle.one_ending(&run, &RunEnding::completed(), Billed::OneCall).await;
+        oracle.nothing_left_over().await;
+        oracle.no_secret_told();
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "held before")]
+    async fn a_socket_that_stays_open_is_found() {
+        let (upstream, gateway) = at_work().await;
+        let oracle = Oracle::at_rest(&gateway, &upstream, &[SECRET]).await;
+        let _open = Connection::open(&gateway).await;
+        oracle.nothing_left_over().await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "held before")]
+    async fn a_task_that_does_not_end_is_found() {
+        let (upstream, gateway) = at_work().await;
+        let oracle = Oracle::at_rest(&gateway, &upstream, &[SECRET]).await;
+        let _task = super::super::Task::spawn(std::future::pending());
+        oracle.nothing_left_over().await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "nobody said")]
+    async fn a_cost_that_nobody_said_must_be_an_estimate() {
+        let (upstream, gateway) = at_work().await;
+        let mut oracle = Oracle::at_rest(&gateway, &upstream, &[SECRET]).await;
+        let run = turn(&gateway).await;
+        let billed = Billed::OneCallEstimated;
+        oracle.one_ending(&run, &RunEnding::completed(), billed).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "in the log")]
+    async fn a_secret_in_the_log_is_found() {
+        let (upstream, gateway) = at_work().await;
+        let oracle = Oracle::at_rest(&gateway, &upstream, &["words-that-somebody-logs"]).await;
+        tracing::info!(said = "words-that-somebody-logs", "somebody is careless");
+        oracle.no_secret_told();
+    }
+}
