@@ -155,6 +155,12 @@ impl Providers {
         Ok(Self(all))
     }
 
+    /// These, as they are.
+    #[cfg(test)]
+    pub(crate) fn of(all: impl IntoIterator<Item = Arc<dyn Provider>>) -> Self {
+        Self(all.into_iter().map(|one| (one.name().to_owned(), one)).collect())
+    }
+
     /// The provider of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Provider>> {

@@ -81,12 +81,16 @@ impl Runs {
             outcome = work => match outcome {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err((RunStatus::Failed, error)),
-                Err(panic) => Err((RunStatus::Failed, Error::internal(panic_text(&*panic)))),
+                // Where it was is in the log; what it says may quote a message.
+                Err(_) => Err((RunStatus::Failed, Error::internal("a panic"))),
             },
             stopped = self.stopped(&run) => Err(stopped),
         };
         // Boxed, because a run waits for its model most of its life, and need not hold room for its end meanwhile.
-        Box::pin(self.conclude(&run, driven, shelf.kept(), outcome)).await;
+        let end = Box::pin(self.conclude(&run, driven, shelf.kept(), outcome));
+        if AssertUnwindSafe(end).catch_unwind().await.is_err() {
+            self.broke(&run);
+        }
         self.registry.finished(&run);
     }
 
@@ -240,6 +244,23 @@ impl Runs {
         }
     }
 
+    /// Says that a run ended in a fault of ours, where not even its end could be said: whoever reads it must not wait for ever,
+    /// nor its session. What the store knows of it is left to the store.
+    fn broke(&self, run: &Run) {
+        if run.over.is_cancelled() {
+            return; // it was said
+        }
+        self.registry.release(run, false);
+        let ended = Ended {
+            status: RunStatus::Failed,
+            at: jiff::Timestamp::now().as_millisecond(),
+            usage: None,
+            partial: None,
+        };
+        run.end(ended, Event::Failed(Error::internal("a panic")));
+        self.say(run, []);
+    }
+
     async fn write(&self, run: &Run, status: RunStatus, end: &RunEnd, commit: Option<Commit<'_>>) -> Result<(), Error> {
         let late = || Error::new(ErrorCode::StoreUnavailable, "The turn could not be written in time.");
         match tokio::time::timeout(COMMIT, self.store.end(run.id, status, end, commit)).await {
@@ -323,13 +344,4 @@ fn tell(run: &Run, status: RunStatus, done: &Done, error: Option<&Error>, commit
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    format!(
-        "a panic: {}",
-        text.or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_default()
-    )
 }

@@ -28,6 +28,8 @@ mod drive;
 mod fleet;
 pub mod follow;
 pub mod log;
+#[cfg(test)]
+mod panics;
 mod permit;
 mod recall;
 pub mod registry;

@@ -1,0 +1,275 @@
+//! What a fault of ours costs: the run that it happened in, and nothing else.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_stream::stream;
+use futures_util::future::BoxFuture;
+
+use super::{Limits, OnBusy, OnDisconnect, Order, Run, Runs, shelf::tests::beside};
+use crate::{
+    agent::{Agent, Agents, ModelRef},
+    chat::{
+        ArtifactId, ChatRequest, Chunk, Event, FinishKind, FinishReason, Principal, ResponseFormat, RunId, SessionId,
+        Settings, ToolChoice, Usage,
+    },
+    error::{Error, ErrorCode},
+    provider::{ChunkStream, Provider, ProviderError, Providers, Unsupported},
+    store::{
+        ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session,
+        SessionPage, SessionStore, Store, StoredMessage, artifact::Due, memory::Memory, session::Loaded,
+    },
+};
+
+/// Panics where the last message says: `before`, `at once` or `amid` what it says; else it answers.
+struct Nervous;
+
+impl Provider for Nervous {
+    fn name(&self) -> &str {
+        "nervous"
+    }
+
+    fn check(&self, _: &ChatRequest) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>> {
+        let said = format!("{:?}", request.messages.last());
+        let when = move |place: &str| assert!(!said.contains(place), "a secret of the message's");
+        when("before");
+        Box::pin(async move {
+            let answer = stream! {
+                when("at once");
+                yield Ok(vec![Chunk::Text("Hel".to_owned())]);
+                when("amid");
+                yield Ok(vec![Chunk::Text("lo".to_owned())]);
+                let (reason, usage) = (FinishReason { kind: FinishKind::Stop, raw: None }, Usage::default());
+                yield Ok(vec![Chunk::Finish { reason, usage }]);
+            };
+            Ok(Box::pin(answer) as ChunkStream)
+        })
+    }
+}
+
+/// A store whose next end of a run panics, when it is told to.
+#[derive(Default)]
+struct Brittle {
+    within: Memory,
+    breaks: AtomicBool,
+}
+
+fn runs(store: Arc<dyn Store>) -> Arc<Runs> {
+    let Ok(mut runs) = Arc::try_unwrap(beside(store, None)) else {
+        panic!("it is new")
+    };
+    let agent = Agent {
+        name: "a".into(),
+        description: String::new(),
+        model: ModelRef::parse("nervous/m").unwrap(),
+        fallbacks: vec![],
+        allowed_models: vec![],
+        instructions: None,
+        settings: Settings::default(),
+        tools: vec![],
+        max_tool_rounds: 5,
+        tool_timeout: Duration::from_secs(1),
+        response_format: ResponseFormat::Text,
+    };
+    runs.agents = Agents {
+        all: [("a".to_owned(), Arc::new(agent))].into(),
+        default: "a".to_owned(),
+    };
+    runs.providers = Providers::of([Arc::new(Nervous) as Arc<dyn Provider>]);
+    runs.limits = Limits {
+        max_runs: 2,
+        max_output: 1 << 20,
+        memory_limit: 1 << 20,
+        max_history_tokens: 1_000,
+        ..runs.limits
+    };
+    Arc::new(runs)
+}
+
+fn order(session: &str, message: &str) -> Order {
+    Order {
+        principal: Principal::named("ada"),
+        message: message.to_owned(),
+        attachments: vec![],
+        session_id: Some(session.parse().unwrap()),
+        user_id: None,
+        agent: None,
+        model: None,
+        settings: Settings::default(),
+        tool_choice: ToolChoice::Auto,
+        context: None,
+        response_format: None,
+        metadata: BTreeMap::new(),
+        on_disconnect: OnDisconnect::Continue,
+        on_busy: OnBusy::Reject,
+        include_reasoning: false,
+        store: true,
+        idempotency: None,
+        may_name_sessions: true,
+    }
+}
+
+/// Waits for a run's end; gives its status, the code of its error, and its events.
+async fn ended(run: &Run) -> (RunStatus, Option<ErrorCode>, Vec<Event>) {
+    let over = tokio::time::timeout(Duration::from_secs(5), run.over.cancelled());
+    over.await.expect("a last event, whatever happens");
+    let (events, _) = run.log.since(0, usize::MAX);
+    let code = match events.last() {
+        Some(Event::Failed(error)) => Some(error.code),
+        _ => None,
+    };
+    (run.status(), code, events)
+}
+
+#[tokio::test]
+async fn a_provider_that_panics_fails_its_run_and_no_other() {
+    for (place, said) in [("before", 1), ("at once", 1), ("amid", 2)] {
+        let runs = runs(Arc::new(Memory::default()));
+        // As many as there is room for, so that a place that is not given back is missed.
+        for turn in 0..3 {
+            let bad = runs.start(order("bad", place)).await.unwrap();
+            let good = runs.start(order("good", "Hi")).await.unwrap();
+            let (status, code, events) = ended(&bad).await;
+            assert_eq!(
+                (status, code),
+                (RunStatus::Failed, Some(ErrorCode::Internal)),
+                "{place}"
+            );
+            assert_eq!(events.len(), said + 1, "{place}: {events:?}");
+            let error = format!("{:?}", events.last());
+            assert!(!error.contains("secret"), "{place}: {error}");
+            assert_eq!(ended(&good).await.0, RunStatus::Completed, "{place}");
+            let ada = Principal::named("ada");
+            let session = runs
+                .store
+                .session(&ada, &"good".parse().unwrap())
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(session.message_count, 2 * (turn + 1));
+            let session = runs
+                .store
+                .session(&ada, &"bad".parse().unwrap())
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(session.message_count, 0, "{place}: half a turn");
+        }
+        runs.drain(Duration::ZERO).await; // no task is left
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_panics_at_the_end_leaves_no_reader_waiting_and_no_session_held() {
+    let store = Arc::new(Brittle::default());
+    let runs = runs(store.clone());
+    for _ in 0..3 {
+        store.breaks.store(true, Relaxed);
+        let bad = runs.start(order("s", "Hi")).await.unwrap();
+        let (status, code, _) = ended(&bad).await;
+        assert_eq!((status, code), (RunStatus::Failed, Some(ErrorCode::Internal)));
+        let next = runs.start(order("s", "Hi")).await.unwrap();
+        assert_eq!(ended(&next).await.0, RunStatus::Completed);
+    }
+    runs.drain(Duration::ZERO).await;
+}
+
+type Later<'a, T> = BoxFuture<'a, Result<T, Error>>;
+
+impl Store for Brittle {
+    fn ready(&self) -> Later<'_, ()> {
+        self.within.ready()
+    }
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.within.close()
+    }
+}
+
+impl SessionStore for Brittle {
+    fn create<'a>(&'a self, principal: &'a Principal, session: Session) -> Later<'a, Session> {
+        self.within.create(principal, session)
+    }
+    fn session<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> Later<'a, Option<Session>> {
+        self.within.session(principal, id)
+    }
+    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> Later<'a, Option<Loaded>> {
+        self.within.load(principal, id)
+    }
+    fn messages<'a>(
+        &'a self,
+        principal: &'a Principal,
+        id: &'a SessionId,
+        from: u64,
+        limit: u32,
+    ) -> Later<'a, Vec<StoredMessage>> {
+        self.within.messages(principal, id, from, limit)
+    }
+    fn list<'a>(
+        &'a self,
+        principal: &'a Principal,
+        user_id: Option<&'a str>,
+        after: Option<(i64, SessionId)>,
+        limit: u32,
+    ) -> Later<'a, SessionPage> {
+        self.within.list(principal, user_id, after, limit)
+    }
+    fn delete<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> Later<'a, ()> {
+        self.within.delete(principal, id)
+    }
+    fn expire(&self, before: i64) -> Later<'_, u64> {
+        self.within.expire(before)
+    }
+}
+
+impl RunStore for Brittle {
+    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, entry: Entry) -> Later<'a, Begun> {
+        self.within.begin(run, user_id, entry)
+    }
+    fn take<'a>(&'a self, principal: &'a Principal, session: &'a SessionId, run: RunId) -> Later<'a, Option<i64>> {
+        self.within.take(principal, session, run)
+    }
+    fn running<'a>(&'a self, principal: &'a Principal, session: &'a SessionId) -> Later<'a, Vec<RunId>> {
+        self.within.running(principal, session)
+    }
+    fn end<'a>(&'a self, run: RunId, status: RunStatus, end: &'a RunEnd, commit: Option<Commit<'a>>) -> Later<'a, ()> {
+        assert!(!self.breaks.swap(false, Relaxed), "a fault in the store");
+        self.within.end(run, status, end, commit)
+    }
+    fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> Later<'a, Option<RunRecord>> {
+        self.within.run(principal, id)
+    }
+    fn run_by_key<'a>(&'a self, principal: &'a Principal, key: &'a str, since: i64) -> Later<'a, Option<RunRecord>> {
+        self.within.run_by_key(principal, key, since)
+    }
+    fn told<'a>(&'a self, run: RunId, last_seq: u64) -> Later<'a, ()> {
+        self.within.told(run, last_seq)
+    }
+}
+
+impl ArtifactStore for Brittle {
+    fn announce<'a>(&'a self, record: &'a ArtifactRecord, erase_after: i64) -> Later<'a, bool> {
+        self.within.announce(record, erase_after)
+    }
+    fn keep<'a>(&'a self, record: &'a ArtifactRecord, erase_after: Option<i64>) -> Later<'a, bool> {
+        self.within.keep(record, erase_after)
+    }
+    fn artifact<'a>(&'a self, principal: &'a Principal, id: ArtifactId) -> Later<'a, Option<ArtifactRecord>> {
+        self.within.artifact(principal, id)
+    }
+    fn due(&self, now: i64, after: Option<Due>, limit: u32) -> Later<'_, Vec<Due>> {
+        self.within.due(now, after, limit)
+    }
+    fn forget<'a>(&'a self, gone: &'a [Due]) -> Later<'a, ()> {
+        self.within.forget(gone)
+    }
+}
