@@ -174,7 +174,7 @@ enum Op {
         before: i64,
     },
     Artifact(artifacts::ArtifactOp),
-    /// Nothing, but through the whole road.
+    /// Nothing of meaning, but through the whole road and onto a page of the file: a disk that is full or broken is seen.
     Probe,
 }
 
@@ -302,7 +302,7 @@ impl Op {
                 sqlx::query(idle).bind(before).execute(db).await?
             }
             Op::Artifact(op) => return op.apply(now, db).await,
-            Op::Probe => sqlx::query("UPDATE sessions SET version = version WHERE 0").execute(db).await?,
+            Op::Probe => sqlx::query("PRAGMA user_version = 1").execute(db).await?,
         };
         Ok(done.rows_affected().cast_signed())
     }
