@@ -4,7 +4,7 @@
 use super::{
     ProviderError,
     dialect::{Decoder, Dialect, Progress},
-    error::Kind,
+    error::{Exactly, Kind},
     frame::{Each, FrameReader},
 };
 use crate::chat::Chunk;
@@ -52,13 +52,16 @@ impl Decoding {
     /// The bytes have ended: by themselves, or because the connection broke. After the finish it does not matter which.
     ///
     /// # Errors
-    /// Truncated, before the finish; and an answer without a single event.
-    pub fn end(&mut self, broken: Option<String>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+    /// `broken` or truncated, before the finish; and an answer without a single event.
+    pub fn end(&mut self, broken: Option<ProviderError>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         self.events(out, FrameReader::finish)?;
         let complete = std::mem::replace(&mut self.progress, Progress::Over) != Progress::More;
         match broken {
-            Some(why) if !complete => Err(ProviderError::new(Kind::Truncated, why)),
-            None if self.silent => Err(ProviderError::new(Kind::Protocol, "a stream without a single event")),
+            Some(broken) if !complete => Err(broken),
+            None if self.silent => {
+                let nothing = ProviderError::new(Kind::Protocol, "a stream without a single event");
+                Err(nothing.exactly(Exactly::Empty))
+            }
             _ => self.decoder.end(out),
         }
     }
@@ -78,7 +81,10 @@ impl Decoding {
         read(frames, &mut |frame| {
             *silent = false;
             if *progress != Progress::Over {
-                *progress = decoder.frame(frame, out)?;
+                *progress = decoder.frame(frame, out).map_err(|error| match error.kind {
+                    Kind::Protocol => error.exactly(Exactly::BadEvent),
+                    _ => error,
+                })?;
             }
             Ok(())
         })

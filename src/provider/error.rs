@@ -7,49 +7,101 @@ use crate::error::{Error, ErrorCode, Upstream};
 /// The longest `Retry-After` that is passed on.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
-/// What went wrong. The words are for metrics and logs too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Its settings make no sense.
-    Config,
-    /// Nobody there: refused, unreachable, no such name.
-    Connect,
-    /// The connection broke before an answer began.
-    EmptyReply,
-    /// Certificate or handshake.
-    Tls,
-    /// No connection in time.
-    ConnectTimeout,
-    /// No header in time.
-    FirstByte,
-    /// A header, but no content in time.
-    FirstToken,
-    /// Silence in the middle.
-    Gap,
-    /// Not its protocol: status, type, framing or JSON.
-    Protocol,
-    /// The stream ended, or broke, before its finish.
-    Truncated,
-    /// It reported an error.
-    Reported,
-    /// It refused the request.
-    Rejected,
-    /// The request does not fit the model's context.
-    ContextTooLong,
-    /// It refused our credentials.
-    Auth,
-    /// It has no such model or address.
-    NotFound,
-    /// It limits our rate.
-    RateLimited,
-    /// Our quota with it is used up: asking again does not help.
-    Quota,
-    /// It is overloaded.
-    Overloaded,
-    /// It failed inside.
-    Server,
-    /// It failed so often in a row that it is not asked for a moment.
-    Resting,
+macro_rules! words {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The word for it, in metrics and logs.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+words! {
+    /// What went wrong: what it is to our clients, and to whoever asks again.
+    Kind {
+        /// Its settings make no sense.
+        Config = "settings",
+        /// Nobody there: refused, unreachable, no such name.
+        Connect = "connect",
+        /// The connection broke before an answer began.
+        EmptyReply = "empty_reply",
+        /// Certificate or handshake.
+        Tls = "tls",
+        /// No connection in time.
+        ConnectTimeout = "connect_timeout",
+        /// No header in time.
+        FirstByte = "first_byte",
+        /// A header, but no content in time.
+        FirstToken = "first_token",
+        /// Silence in the middle.
+        Gap = "gap",
+        /// Not its protocol: status, type, framing or JSON.
+        Protocol = "protocol",
+        /// The stream ended, or broke, before its finish.
+        Truncated = "no_terminal",
+        /// It reported an error.
+        Reported = "in_band_error",
+        /// It refused the request.
+        Rejected = "client_error",
+        /// The request does not fit the model's context.
+        ContextTooLong = "context_too_long",
+        /// It refused our credentials.
+        Auth = "auth",
+        /// It has no such model or address.
+        NotFound = "config",
+        /// It limits our rate.
+        RateLimited = "rate_limited",
+        /// Our quota with it is used up: asking again does not help.
+        Quota = "quota",
+        /// It is overloaded.
+        Overloaded = "overloaded",
+        /// It failed inside.
+        Server = "server_error",
+        /// It failed so often in a row that it is not asked for a moment.
+        Resting = "resting",
+    }
+}
+
+words! {
+    /// What exactly, where those who run a gateway tell causes apart that are one kind to everybody else.
+    Exactly {
+        /// Connect: the name leads nowhere.
+        Dns = "dns",
+        /// TLS: the handshake broke off, and no certificate was at fault.
+        Handshake = "handshake",
+        /// Protocol: too many headers, or too long ones.
+        HeaderLimit = "header_limit",
+        /// Protocol: it sends us elsewhere.
+        Redirect = "redirect",
+        /// Protocol: an answer without anything in it.
+        Empty = "empty",
+        /// Protocol: a media type that is none of ours.
+        ContentType = "content_type",
+        /// Protocol: a content coding or a charset that was not asked for.
+        Encoding = "encoding",
+        /// Protocol: an event that is none.
+        BadEvent = "bad_event",
+        /// Protocol: an event over its limit.
+        EventLimit = "event_limit",
+        /// Truncated: the connection closed inside the body.
+        IncompleteBody = "incomplete_body",
+        /// Truncated: the connection was reset inside the body.
+        Reset = "reset",
+        /// First token and gap: bytes kept coming, and no content with them.
+        NoProgress = "no_progress",
+    }
 }
 
 impl Kind {
@@ -105,6 +157,8 @@ pub struct ProviderError {
     pub provider: String,
     /// What.
     pub kind: Kind,
+    /// What exactly, where that is known.
+    pub exactly: Option<Exactly>,
     /// The HTTP status it answered, if it did.
     pub status: Option<u16>,
     /// When it wants to be asked again.
@@ -120,6 +174,7 @@ impl ProviderError {
         Self {
             provider: String::new(),
             kind,
+            exactly: None,
             status: None,
             retry_after: None,
             detail: detail.into(),
@@ -144,6 +199,23 @@ impl ProviderError {
         self
     }
 
+    /// The same, told exactly; what was told before stays.
+    #[must_use]
+    pub fn exactly(mut self, exactly: Exactly) -> Self {
+        self.exactly.get_or_insert(exactly);
+        self
+    }
+
+    /// The one word for it: of [`Kind`] or of [`Exactly`], so that there are as many as these have and no more.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.exactly, self.kind, self.status) {
+            (Some(exactly), ..) => exactly.as_str(),
+            (None, Kind::Reported, Some(400..)) => Kind::Rejected.as_str(), // it was no event that said so
+            (None, kind, _) => kind.as_str(),
+        }
+    }
+
     /// The same, with the status it answered.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Self {
@@ -158,6 +230,7 @@ impl ProviderError {
         match self.kind {
             Kind::Connect | Kind::RateLimited | Kind::Overloaded | Kind::Server => true,
             Kind::Reported => self.status.is_some_and(|s| matches!(s, 408 | 409)),
+            Kind::Tls => self.exactly == Some(Exactly::Handshake), // a certificate does not get better
             _ => false,
         }
     }
@@ -192,7 +265,7 @@ impl ProviderError {
 
 impl fmt::Display for ProviderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} at provider {}", self.kind, self.provider)?;
+        write!(f, "{} at provider {}", self.word(), self.provider)?;
         if let Some(status) = self.status {
             write!(f, ", status {status}")?;
         }
@@ -241,5 +314,29 @@ impl From<ProviderError> for Error {
         known.retry_after = retry_after;
         known.upstream = Some(Box::new(upstream));
         known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_failure_has_one_word_of_a_closed_list() {
+        let words = Kind::ALL.iter().map(|kind| kind.as_str());
+        let all: Vec<_> = words.chain(Exactly::ALL.iter().map(|one| one.as_str())).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "a word twice");
+        let plain = |word: &&&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        assert_eq!(all.iter().filter(plain).count(), all.len(), "a label is a word");
+
+        let broken = ProviderError::new(Kind::Truncated, "");
+        assert_eq!(broken.word(), "no_terminal");
+        let broken = broken.exactly(Exactly::Reset).exactly(Exactly::IncompleteBody);
+        assert_eq!(broken.word(), "reset", "what is nearer to the cause knows better");
+        let reported = ProviderError::new(Kind::Reported, "");
+        assert_eq!(reported.clone().with_status(200).word(), "in_band_error");
+        assert_eq!(reported.with_status(409).word(), "client_error");
     }
 }

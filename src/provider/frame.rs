@@ -8,7 +8,10 @@
 
 use serde::de::IgnoredAny;
 
-use super::{ProviderError, error::Kind};
+use super::{
+    ProviderError,
+    error::{Exactly, Kind},
+};
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,13 +123,14 @@ impl FrameReader {
     /// Keeps the beginning of a line.
     fn keep(&mut self, bytes: &[u8]) -> Result<(), ProviderError> {
         if self.line.len() + self.data.len() + bytes.len() > self.limit {
-            return Err(ProviderError::new(
-                Kind::Protocol,
-                format!("an event over {} bytes", self.limit),
-            ));
+            return Err(self.too_long());
         }
         self.line.extend_from_slice(bytes);
         Ok(())
+    }
+
+    fn too_long(&self) -> ProviderError {
+        ProviderError::new(Kind::Protocol, format!("an event over {} bytes", self.limit)).exactly(Exactly::EventLimit)
     }
 
     /// Takes a whole line, without its end.
@@ -161,10 +165,7 @@ impl FrameReader {
         match field {
             b"data" => {
                 if self.data.len() + value.len() > self.limit {
-                    return Err(ProviderError::new(
-                        Kind::Protocol,
-                        format!("an event over {} bytes", self.limit),
-                    ));
+                    return Err(self.too_long());
                 }
                 if self.has_data {
                     self.data.push(b'\n');

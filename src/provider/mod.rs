@@ -29,6 +29,8 @@ pub mod ollama;
 pub mod openai;
 pub mod responses;
 pub mod retry;
+pub mod unanswered;
+pub mod unpack;
 pub mod upstream;
 
 pub use error::ProviderError;

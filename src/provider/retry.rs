@@ -36,7 +36,7 @@ where
         }
         retries += 1;
         again(&error);
-        tracing::info!(provider = %error.provider, kind = ?error.kind, status = error.status, retries, ?delay,
+        tracing::info!(provider = %error.provider, kind = error.word(), status = error.status, retries, ?delay,
             "asking the provider again");
         tokio::time::sleep(delay).await;
     }

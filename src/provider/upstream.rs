@@ -2,7 +2,7 @@
 //!
 //! Dropping the stream closes the connection to the provider, which ends its work and its bill.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -13,14 +13,17 @@ use reqwest::{
     },
 };
 use secrecy::ExposeSecret;
+use tokio::time::Instant;
 
 use super::{
     BreakerSwitch, ChunkStream, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
     breaker::Breaker,
     decoding::Decoding,
     dialect::{Call, Dialect, Progress},
-    error::Kind,
+    error::{Exactly, Kind},
     retry,
+    unanswered::{Names, before_answer, cut_short},
+    unpack::unpacked,
 };
 use crate::{
     chat::{ChatRequest, Chunk},
@@ -125,6 +128,7 @@ impl<D: Dialect> HttpProvider<D> {
         let client = Client::builder()
             .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
+            .dns_resolver(Arc::new(Names))
             .redirect(reqwest::redirect::Policy::none()) // a redirect would carry the key elsewhere
             .connect_timeout(limits.connect_timeout)
             .pool_max_idle_per_host(MAX_IDLE)
@@ -147,16 +151,14 @@ impl<D: Dialect> HttpProvider<D> {
     /// Sends the call and waits for the first content.
     async fn open(&self, path: &str, body: Bytes) -> Result<ChunkStream, ProviderError> {
         let request = self.client.post(format!("{}{path}", self.base_url)).body(body);
+        let scheme = self.base_url.split_once(':').map_or("", |(scheme, _)| scheme);
+        // Interim answers (1xx) are no answer. The client library passes over any number of them, and lets nobody count:
+        // so they are bounded by this time alone, and whoever sends nothing else was silent.
         let response = tokio::time::timeout(self.limits.first_byte_timeout, request.send())
             .await
             .map_err(|_| ProviderError::new(Kind::FirstByte, "no answer in time"))?
-            .map_err(|e| before_answer(&e))?;
+            .map_err(|e| before_answer(&e, scheme))?;
         let status = response.status().as_u16();
-        if status != 200 {
-            let headers = response.headers().clone();
-            let body = self.read_whole(response, MAX_ERROR_BODY).await;
-            return Err(self.dialect.refusal(status, &headers, &body));
-        }
         let header = |name| {
             response
                 .headers()
@@ -166,34 +168,58 @@ impl<D: Dialect> HttpProvider<D> {
                 .to_ascii_lowercase()
         };
         let (encoding, media) = (header(CONTENT_ENCODING), header(CONTENT_TYPE));
+        if status != 200 {
+            let headers = response.headers().clone();
+            let body = unpacked(
+                &encoding,
+                self.read_whole(response, MAX_ERROR_BODY).await,
+                MAX_ERROR_BODY,
+            );
+            let refusal = self.dialect.refusal(status, &headers, &body);
+            return Err(match status {
+                201..=299 | 304 => refusal.exactly(Exactly::Empty),
+                300..=399 => refusal.exactly(Exactly::Redirect),
+                _ => refusal,
+            });
+        }
+        let foreign = |exactly, what: String| {
+            ProviderError::new(Kind::Protocol, what)
+                .exactly(exactly)
+                .with_status(200)
+        };
         if !matches!(encoding.as_str(), "" | "identity") {
-            return Err(ProviderError::new(Kind::Protocol, format!("content-encoding {encoding:?}")).with_status(200));
+            return Err(foreign(Exactly::Encoding, format!("content-encoding {encoding:?}")));
         }
         let mut media_parts = media.split(';').map(str::trim);
         let media_type = media_parts.next().unwrap_or("");
         if let Some(charset) = media_parts.find_map(|part| part.strip_prefix("charset="))
             && !matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii")
         {
-            return Err(ProviderError::new(Kind::Protocol, format!("charset {charset:?}")).with_status(200));
+            return Err(foreign(Exactly::Encoding, format!("charset {charset:?}")));
         }
         match media_type {
             "text/event-stream" | "application/x-ndjson" | "text/plain" | "application/octet-stream" | "" => {}
             "application/json" => {
-                let chunks = self
-                    .dialect
-                    .whole(&self.read_whole(response, self.limits.max_event).await)
-                    .map_err(|e| e.with_status(200))?;
-                return Ok(Box::pin(tokio_stream::once(Ok(chunks))));
+                let body = self.read_whole(response, self.limits.max_event).await;
+                let chunks = self.dialect.whole(&body).map_err(|e| match body.is_empty() {
+                    true => e.exactly(Exactly::Empty),
+                    false => e,
+                });
+                return Ok(Box::pin(tokio_stream::once(
+                    Ok(chunks.map_err(|e| e.with_status(200))?),
+                )));
             }
-            other => return Err(ProviderError::new(Kind::Protocol, format!("content-type {other:?}")).with_status(200)),
+            other => return Err(foreign(Exactly::ContentType, format!("content-type {other:?}"))),
         }
 
         let mut reading = Reading {
             body: response,
             decoding: Decoding::new(&self.dialect, self.limits.max_event),
             patience: Patience::new(self.limits.first_token_timeout),
+            first_token: self.limits.first_token_timeout,
             gap: self.limits.gap_timeout,
             spoke: false,
+            heard: None,
             over: false,
             bursts: 1,
             singles: 0,
@@ -206,7 +232,7 @@ impl<D: Dialect> HttpProvider<D> {
         Ok(Box::pin(async_stream::try_stream! {
             loop {
                 yield batch;
-                match reading.next().await.map_err(|e| e.of(&name))? {
+                match reading.next().await.map_err(|e| failed(&name, e))? {
                     Some(next) => batch = next,
                     None => break,
                 }
@@ -253,7 +279,7 @@ impl<D: Dialect> Provider for HttpProvider<D> {
                 breaker.note(&outcome);
                 outcome
             };
-            let attempt = || async { attempt().await.map_err(|e| e.of(&self.name)) };
+            let attempt = || async { attempt().await.map_err(|e| failed(&self.name, e)) };
             let again = |error: &ProviderError| self.meters.call_again(&self.name, retry::reason(error));
             retry::ask(self.limits.max_retries, attempt, again).await
         })
@@ -266,9 +292,12 @@ struct Reading {
     decoding: Decoding,
     /// Ends when no *content* came for too long: keep-alives do not count.
     patience: Patience,
+    first_token: Duration,
     gap: Duration,
     /// Whether content has come.
     spoke: bool,
+    /// When bytes came last that were no content.
+    heard: Option<Instant>,
     /// Whether nothing is to be read any more.
     over: bool,
     /// How often it is worth to yield for another piece.
@@ -293,6 +322,8 @@ impl Reading {
             if let Err(error) = self.read(&mut out).await {
                 self.over = true;
                 self.failed = Some(error.with_status(200));
+            } else if out.is_empty() {
+                self.heard = Some(Instant::now());
             }
         }
         if out.iter().any(Chunk::is_content) {
@@ -317,7 +348,7 @@ impl Reading {
                     self.take(&bytes, out)?;
                 }
                 Ok(None) => return self.decoding.end(None, out),
-                Err(error) => return self.decoding.end(Some(causes(&error)), out),
+                Err(error) => return self.decoding.end(Some(cut_short(&error)), out),
             }
             if self.decoding.progress() == Progress::Over || taken >= MAX_BATCH {
                 return Ok(());
@@ -373,12 +404,26 @@ impl Reading {
 
     /// Patience is over.
     fn silence(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        match (self.decoding.progress(), self.spoke) {
-            (Progress::More, false) => Err(ProviderError::new(Kind::FirstToken, "no content in time")),
-            (Progress::More, true) => Err(ProviderError::new(Kind::Gap, "no more content in time")),
-            _ => self.decoding.end(None, out),
-        }
+        let (silence, patience) = match (self.decoding.progress(), self.spoke) {
+            (Progress::More, false) => (
+                ProviderError::new(Kind::FirstToken, "no content in time"),
+                self.first_token,
+            ),
+            (Progress::More, true) => (ProviderError::new(Kind::Gap, "no more content in time"), self.gap),
+            _ => return self.decoding.end(None, out),
+        };
+        // It is not dead if it was heard of to the end, and yet it came to nothing.
+        Err(match self.heard.is_some_and(|at| at.elapsed() < patience / 2) {
+            true => silence.exactly(Exactly::NoProgress),
+            false => silence,
+        })
     }
+}
+
+/// A failure of the provider of that name. Every failure passes here once, those too that asking again or somewhere else
+/// mends: whoever counts failures, by [`ProviderError::word`], counts them here.
+fn failed(name: &str, error: ProviderError) -> ProviderError {
+    error.of(name)
 }
 
 /// A header's value that debug output masks.
@@ -386,47 +431,4 @@ fn secret(value: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(value).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-/// What a request that got no answer means.
-fn before_answer(error: &reqwest::Error) -> ProviderError {
-    let mut kind = if error.is_timeout() {
-        Kind::ConnectTimeout
-    } else {
-        Kind::EmptyReply
-    };
-    if error.is_connect() && !error.is_timeout() {
-        kind = Kind::Connect;
-    }
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(hyper) = cause.downcast_ref::<hyper::Error>()
-            && (hyper.is_parse() || hyper.is_parse_too_large())
-        {
-            kind = Kind::Protocol;
-        }
-        if is_tls(cause) {
-            kind = Kind::Tls;
-        }
-        next = cause.source();
-    }
-    ProviderError::new(kind, causes(error))
-}
-
-/// Whether TLS is at fault: rustls reports through `io::Error`.
-fn is_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
-    let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    cause.is::<rustls::Error>() || inner.is_some_and(|e| e.is::<rustls::Error>())
-}
-
-/// An error and what is behind it, without the address.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::from("HTTP");
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

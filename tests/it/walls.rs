@@ -77,6 +77,8 @@ const SHARED: &[(&str, &str, &str)] = &[
     ("mod.rs", "", "the table of kinds, and what a provider is"),
     ("dialect.rs", "", "what a dialect is, and no dialect"),
     ("upstream.rs", "Bearer {}", "the one place that sends a key"),
+    ("unanswered.rs", "", "how a connection can fail, whosever it is"),
+    ("unpack.rs", "", "how bytes are packed, whosever they are"),
     ("retry.rs", "", "when to ask again, whoever is asked"),
     ("breaker.rs", "", "when not to ask, whoever is asked"),
     ("error.rs", "", "what can go wrong with any of them"),
