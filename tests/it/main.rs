@@ -7,6 +7,7 @@
 )]
 
 mod fallbacks;
+mod faults;
 mod formats;
 mod gemini;
 mod house;
@@ -15,7 +16,6 @@ mod provider;
 mod recorded;
 mod structured;
 mod tools;
-mod upstream_faults;
 
 mod bad_requests;
 mod contract;

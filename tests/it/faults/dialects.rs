@@ -1,0 +1,149 @@
+//! The most telling rows, whoever the provider is: every dialect has its own end, and must miss it.
+
+use bytes::Bytes;
+use memchr::memmem;
+use serde_json::{Value, json};
+
+use super::row::{Row, broken, words};
+use super::{KEY, WORDS};
+use crate::house::{Dialect, Script};
+
+/// Room for an event of 1 MiB, also where there is more by default.
+const ROOM: &str = "[runs]\ndeadline = \"20s\"\n[providers.model]\nmax_event = \"1MiB\"";
+
+pub(super) fn rows() -> Vec<Row> {
+    Dialect::ALL.into_iter().flat_map(rows_of).collect()
+}
+
+fn rows_of(dialect: Dialect) -> Vec<Row> {
+    let (ten, forty) = (words(10), words(40));
+    let row = |name: &str, script: Script, said: &[String], code| {
+        let row = Row::new(
+            format!("{name} ({})", dialect.kind()),
+            [script],
+            broken(said, 502, code),
+        );
+        row.dialect(dialect).toml(ROOM)
+    };
+    let endless = saying(dialect, &ten).bytes(format!("{:x}\r\n{}", 64 << 20, begun(dialect)));
+    let malformed = saying(dialect, &ten).send(format!("{}{{\"{WORDS}\": [1,\n\n", begun(dialect)));
+    let after = rest(dialect, &ten);
+    vec![
+        row(
+            "F33 a FIN inside the body",
+            saying(dialect, &forty).cut(),
+            &forty,
+            "upstream_truncated",
+        )
+        .kind("incomplete_body")
+        .tokens(40),
+        row(
+            "F35 a clean end, and no word of it",
+            saying(dialect, &forty).end(),
+            &forty,
+            "upstream_truncated",
+        )
+        .kind("no_terminal")
+        .tokens(40),
+        row(
+            "F37 all that comes at the end, but the end",
+            unfinished(dialect, &forty).end(),
+            &forty,
+            "upstream_truncated",
+        )
+        .kind("no_terminal")
+        .tokens(40),
+        row(
+            "F41 an error after ten words",
+            saying(dialect, &ten).send(error(dialect)).end(),
+            &ten,
+            "upstream_error",
+        )
+        .tokens(10),
+        row(
+            "F42 one malformed event amid good ones",
+            after.into_iter().fold(malformed, Script::send).end(),
+            &ten,
+            "upstream_protocol",
+        )
+        .kind("bad_event")
+        .tokens(10),
+        row(
+            "F47 an event without an end",
+            endless.repeat_raw("x".repeat(64 << 10), 1024),
+            &ten,
+            "upstream_protocol",
+        )
+        .kind("event_limit")
+        .sent_at_most(24 << 20),
+    ]
+}
+
+/// All events of an answer in these words.
+fn events(dialect: Dialect, words: &[String]) -> Vec<Bytes> {
+    dialect.events(&words.iter().map(String::as_str).collect::<Vec<_>>(), &[])
+}
+
+/// How many of the events there are up to the last word.
+fn spoken(events: &[Bytes], words: &[String]) -> usize {
+    let last = words.last().expect("words");
+    let says = |event: &Bytes| memmem::find(event, last.as_bytes()).is_some();
+    events.iter().position(says).expect("the last word") + 1
+}
+
+/// A stream that has come to the last of these words.
+fn saying(dialect: Dialect, words: &[String]) -> Script {
+    let mut events = events(dialect, words);
+    events.truncate(spoken(&events, words));
+    dialect.script(events)
+}
+
+/// What comes after the last of these words, the end among it.
+fn rest(dialect: Dialect, words: &[String]) -> Vec<Bytes> {
+    let mut events = events(dialect, words);
+    events.split_off(spoken(&events, words))
+}
+
+/// A whole answer, but for the event by which it is one.
+fn unfinished(dialect: Dialect, words: &[String]) -> Script {
+    let events = events(dialect, words);
+    let (all, kept): (usize, Vec<Bytes>) = (
+        events.len(),
+        events.into_iter().filter(|event| !dialect.completes(event)).collect(),
+    );
+    assert_eq!(kept.len() + 1, all, "one event makes it whole");
+    dialect.script(kept)
+}
+
+/// How an event begins.
+fn begun(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Ollama => "",
+        _ => "data: ",
+    }
+}
+
+/// An error in the middle of a stream, in the provider's way.
+fn error(dialect: Dialect) -> Bytes {
+    let message = format!("{WORDS} {KEY}");
+    let sse = |name: &str, data: Value| format!("event: {name}\ndata: {data}\n\n").into();
+    match dialect {
+        Dialect::Ollama => format!("{}\n", json!({"error": message})).into(),
+        Dialect::Anthropic => sse(
+            "error",
+            json!({"type": "error", "error": {"type": "api_error", "message": message}}),
+        ),
+        Dialect::Responses => sse(
+            "error",
+            json!({"type": "error", "code": "server_error", "message": message, "param": null}),
+        ),
+        Dialect::Gemini => {
+            let told = json!({"error": {"code": 500, "status": "INTERNAL", "message": message}});
+            format!("data: {told}\r\n\r\n").into()
+        }
+        Dialect::OpenAi | Dialect::Groq | Dialect::Azure => {
+            let told = json!({"error": {"message": message, "type": "weird_error", "code": null}});
+            format!("data: {told}\n\n").into()
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What an upstream can do to us, as a table: every row through all three formats, each on a session that was there
+//! before and goes on afterwards.
+//!
+//! A [`row`] says what the provider does and what comes of it. What must hold after every row, whatever it was, is said
+//! once, in [`story`] and in the house's oracle: one terminal outcome, the run's record says the same, the session is as
+//! if a failed run had never been, the next turn works, nothing of the run is left over, and nobody is told a key or an
+//! upstream's own words.
+//!
+//! The rows by subject: [`connections`] (F01 to F14), [`tls`] (of those, the ones that need certificates), [`statuses`]
+//! (F15 to F30, F59), [`broken`] and [`whole`] (F31 to F58), and [`dialects`]: the most telling ones for every provider.
+
+mod broken;
+mod connections;
+mod dialects;
+mod row;
+mod statuses;
+mod story;
+mod tls;
+mod whole;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::json;
+
+use self::row::Row;
+use self::story::{FORMATS, Format, check};
+use crate::house::{Gateway, Script, Upstream, openai, post};
+
+/// The provider's key: in no answer, whatever the provider echoes.
+const KEY: &str = "sk-canary-Kd83hQ0s";
+/// Words of the upstream's errors: in no answer either.
+const WORDS: &str = "canary-words-of-the-upstream";
+/// What a client shows of itself: for nobody's log.
+const CREDENTIAL: &str = "ck-canary-Wq71mZ4e";
+/// What nobody is told.
+const SECRETS: [&str; 3] = [KEY, WORDS, CREDENTIAL];
+/// Where nothing is about time, there is enough of it for a machine that has other things to do.
+const PATIENT: &str = r#"
+[runs]
+deadline = "20s"
+[providers.openai]
+connect_timeout = "4s"
+first_byte_timeout = "10s"
+first_token_timeout = "10s"
+gap_timeout = "10s"
+"#;
+/// Where silence is the story: it takes a second, and is filled.
+const SILENT: &str = "[server]\nheartbeat = \"100ms\"";
+/// How many stories are under way at a time.
+const AT_A_TIME: usize = 6;
+
+/// Runs one story to its end, with a runtime of its own: so that its tasks can be counted.
+fn run(story: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
+    runtime.block_on(story);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Runs every row in every format, some at a time, and tells of all that failed.
+fn check_all(rows: impl Fn() -> Vec<Row>) {
+    let stories: VecDeque<(Row, Format)> = FORMATS
+        .into_iter()
+        .flat_map(|format| rows().into_iter().map(move |row| (row, format)))
+        .collect();
+    let all = stories.len();
+    let (stories, failed) = (Mutex::new(stories), Mutex::new(Vec::new()));
+    let take = || stories.lock().expect("nobody fails here").pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some((row, format)) = take() {
+                    let name = format!("{} ({format:?})", row.name);
+                    let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(check(row, format)))) else {
+                        continue;
+                    };
+                    let text = panic.downcast_ref::<String>().cloned();
+                    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                    let what = format!("{name}: {}", text.unwrap_or_default());
+                    failed.lock().expect("nobody fails here").push(what);
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("nobody fails here");
+    let count = failed.len();
+    assert!(failed.is_empty(), "{count} of {all} failed:\n{}", failed.join("\n"));
+}
+
+#[test]
+fn what_goes_wrong_before_an_answer_is_a_status_of_ours() {
+    check_all(connections::rows);
+}
+
+#[test]
+fn an_upstreams_status_is_told_in_our_words() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let elsewhere = runtime.block_on(Upstream::always(openai::answer(&["You should not be here."])));
+    let address = format!("{}/chat/completions", elsewhere.base_url());
+    check_all(|| statuses::rows(&address));
+    assert_eq!(elsewhere.connections(), 0, "a redirect was followed");
+}
+
+#[test]
+fn an_answer_that_breaks_off_never_looks_finished() {
+    check_all(broken::rows);
+}
+
+#[test]
+fn an_answer_that_is_whole_is_told_whole_however_it_came() {
+    check_all(whole::rows);
+}
+
+#[test]
+fn whoever_the_provider_is_what_breaks_off_is_broken() {
+    check_all(dialects::rows);
+}
+
+#[tokio::test]
+async fn no_log_says_a_key_or_what_an_upstream_said() {
+    let rows = statuses::rows("http://127.0.0.1:9/v1")
+        .into_iter()
+        .chain(broken::rows());
+    let wanted = [
+        "F15", "F16", "F17", "F18", "F22", "F24", "F28", "F29", "F40", "F41", "F42",
+    ];
+    let rows: Vec<_> = rows
+        .filter(|row| wanted.iter().any(|name| row.name.starts_with(name)))
+        .collect();
+    assert!(rows.len() >= wanted.len());
+    let scripts: Vec<Script> = rows.iter().map(|row| row.scripts[0].clone()).collect();
+    let upstream = Upstream::start(scripts).await;
+    let toml =
+        format!("[providers.openai]\napi_key = \"{KEY}\"\nmax_retries = 0\nbreaker = false\n[log]\nfilter = \"debug\"");
+    let mut process = Gateway::with(&upstream)
+        .fast()
+        .toml(&toml)
+        .toml("[server]\nlisten = \"127.0.0.1:0\"")
+        .spawn()
+        .await;
+    for row in &rows {
+        let refused = post(&process, "/chat", json!({"message": "fault"})).await;
+        assert!(refused.status >= 400, "{}", row.name);
+        let run_id = refused.problem_object().await["run_id"]
+            .as_str()
+            .expect("a run")
+            .to_owned();
+        process.logged(&run_id).await;
+    }
+    process.terminate().await;
+    process.wait_exit(Duration::from_secs(10)).await;
+    let log = process.log();
+    for canary in [KEY, WORDS] {
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(canary)).collect();
+        assert!(lines.is_empty(), "{canary} in the log:\n{}", lines.join("\n"));
+    }
+}

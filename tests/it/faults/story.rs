@@ -1,0 +1,393 @@
+//! How a row is played, in one format, and what must hold after it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::row::{Outcome, Row, Said, Who};
+use super::{CREDENTIAL, KEY, SECRETS};
+use crate::house::oracle::Watched;
+use crate::house::{
+    Call, Dialect, Ending, Gateway, Oracle, Place, Request, Response, Upstream, black_hole, closed_port, get, post,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Json,
+    Text,
+    Sse,
+}
+
+pub(super) const FORMATS: [Format; 3] = [Format::Json, Format::Text, Format::Sse];
+
+/// What a client saw.
+#[derive(Debug, Default)]
+struct Seen {
+    status: u16,
+    run_id: String,
+    text: String,
+    /// The problem object, as a body or as an event's `error`.
+    problem: Value,
+    /// Whether it ended as an answer that is complete.
+    complete: bool,
+    /// Whether it was torn off.
+    aborted: bool,
+    /// The result, where the format has one.
+    response: Value,
+    tokens: usize,
+    heartbeats: usize,
+    took: Duration,
+}
+
+/// An upstream that answers the turns of a story; the faulty ones as these scripts say, one after the other.
+pub(super) async fn upstream(row: &Row) -> Upstream {
+    let (scripts, dialect, before) = (row.scripts.clone(), row.speaks(), row.before.clone());
+    let asked = AtomicUsize::new(0);
+    Upstream::answering(move |request| match question(dialect, request).as_str() {
+        "fault" => scripts[asked.fetch_add(1, Relaxed).min(scripts.len() - 1)].clone(),
+        "just before" => before.clone().expect("it is asked only if there is a script"),
+        other => dialect.round(&["You said ", other, "."], &[]),
+    })
+    .await
+}
+
+/// One row in one format, with a gateway of its own.
+pub(super) async fn check(row: Row, format: Format) {
+    let upstream = upstream(&row).await;
+    let (closed, hole) = (closed_port(), black_hole().await);
+    let at = match row.who {
+        Who::NobodyListens => closed.addr(),
+        Who::NobodyAccepts => hole.addr(),
+        _ => upstream.addr(),
+    };
+    let known = format!(
+        "[providers.openai]\napi_key = \"{KEY}\"\n[providers.well]\nkind = \"openai\"\nbase_url = \"{}\"\n\
+         [agents.assistant]\nallowed_models = [\"well/*\"]",
+        upstream.base_url()
+    );
+    let mut recipe = Gateway::with(&at).fast().toml(&known);
+    if row.who == Who::NoSuchName {
+        let nowhere = format!("http://{}.invalid/v1", "a".repeat(64));
+        recipe = recipe.toml(&format!("[providers.openai]\nbase_url = \"{nowhere}\""));
+    }
+    if let Some(dialect) = row.dialect {
+        let provider = dialect.provider("model", &upstream);
+        recipe = recipe.toml(&provider).toml(&format!(
+            "[providers.model]\napi_key = \"{KEY}\"\n[agents.assistant]\nmodel = \"model/test-model\""
+        ));
+    }
+    let gateway = recipe.toml(row.toml).start().await;
+    story(&gateway, &upstream, &row, format, "s").await;
+    gateway.stop().await;
+}
+
+/// The story: a normal turn, the faulty one, another normal one; and all that must hold.
+pub(super) async fn story<G: Watched>(gateway: &G, upstream: &Upstream, row: &Row, format: Format, session: &str) {
+    let talk = Talk { gateway, row, session };
+    talk.turn("before").await;
+    let mut oracle = Oracle::at_rest(gateway, upstream, &SECRETS).await;
+    if row.before.is_some() {
+        talk.turn("just before").await;
+    }
+    let before = talk.history().await;
+    let (sent_before, calls_before) = (upstream.sent(), faults(row, upstream));
+
+    let seen = ask(&talk, format, &mut oracle).await;
+
+    oracle.let_go().await;
+    let sent = upstream.sent() - sent_before;
+    assert!(sent <= row.sent, "the upstream got rid of {sent} bytes");
+    let (least, most) = row.took;
+    assert!((least..=most).contains(&seen.took), "it took {:?}", seen.took);
+    assert_eq!(faults(row, upstream) - calls_before, row.calls, "upstream calls");
+    if format == Format::Sse {
+        assert!(seen.heartbeats >= row.heartbeats, "{} heartbeats", seen.heartbeats);
+        assert!(
+            row.tokens.is_none_or(|tokens| tokens == seen.tokens),
+            "{} tokens",
+            seen.tokens
+        );
+    }
+    assert_outcome(row, format, &seen, session);
+    let run = oracle
+        .one_ending(&seen.run_id, &row.outcome.ending(), row.in_the_books())
+        .await;
+    assert_record(row, &run);
+    if let Some(kind) = row.kind {
+        let lines = gateway.ends_of(&seen.run_id).await;
+        assert!(
+            lines[0].contains(&format!("{kind} at provider")),
+            "no {kind} in {lines:?}"
+        );
+    }
+
+    let after = talk.history().await;
+    oracle.hear(&after);
+    let kept = match &row.outcome {
+        Outcome::Answered(text, _) => {
+            let added: Vec<_> = after[before.len()..]
+                .iter()
+                .map(|m| (m["role"].clone(), m["content"].clone()))
+                .collect();
+            let expected = [("user", "fault"), ("assistant", text)];
+            assert_eq!(added, expected.map(|(role, text)| (role.into(), text.into())));
+            after
+        }
+        _ => {
+            assert_eq!(after, before, "a failed run adds nothing to its session");
+            before
+        }
+    };
+    assert_eq!(talk.turn("again").await["content"], "You said again.");
+    let requests = upstream.requests();
+    assert_sent(row.speaks(), &requests.last().expect("it was asked").json, &kept);
+    assert_eq!(talk.history().await.len(), kept.len() + 2);
+    oracle.nothing_left_over().await;
+    oracle.no_secret_told();
+}
+
+/// A session of a gateway's, and the row that is played in it.
+struct Talk<'a, G> {
+    gateway: &'a G,
+    row: &'a Row,
+    session: &'a str,
+}
+
+impl<G: Place> Talk<'_, G> {
+    /// A turn in which nothing goes wrong.
+    async fn turn(&self, message: &str) -> Value {
+        let mut body = json!({"message": message, "session_id": self.session});
+        if self.row.who != Who::Scripted {
+            body["model"] = "well/test-model".into();
+        }
+        post(self.gateway, "/chat", body).await.expect(200).await.json().await
+    }
+
+    async fn history(&self) -> Vec<Value> {
+        let path = format!("/sessions/{}/messages", self.session);
+        let page = get(self.gateway, &path).await.expect(200).await.json().await;
+        page["messages"].as_array().expect("messages").clone()
+    }
+
+    fn fault(&self, path: &str) -> Call {
+        let mut body = json!({"message": "fault", "session_id": self.session});
+        if let Who::Named(provider) = self.row.who {
+            body["model"] = format!("{provider}/test-model").into();
+        }
+        let once = format!("once-in-{}", self.session);
+        let call = Call::post(path).json(&body).header("Idempotency-Key", &once);
+        call.header("X-Api-Key", CREDENTIAL)
+    }
+}
+
+/// How many requests of the faulty turn the upstream got.
+fn faults(row: &Row, upstream: &Upstream) -> usize {
+    let requests = upstream.requests();
+    let asked = |request: &&Request| question(row.speaks(), request) == "fault";
+    requests.iter().filter(asked).count()
+}
+
+/// What the last message of a request says.
+fn question(dialect: Dialect, request: &Request) -> String {
+    let said = |message: &Value| {
+        let places = ["/content", "/content/0/text", "/parts/0/text"];
+        let texts = places.map(|place| message.pointer(place).and_then(Value::as_str));
+        texts.into_iter().flatten().next().unwrap_or_default().to_owned()
+    };
+    dialect.conversation(&request.json).last().map(said).unwrap_or_default()
+}
+
+/// The faulty turn, as a client sees it.
+async fn ask<G: Watched>(talk: &Talk<'_, G>, format: Format, oracle: &mut Oracle<'_, G>) -> Seen {
+    let (row, path) = match format {
+        Format::Json => (talk.row, "/chat"),
+        Format::Text => (talk.row, "/chat/stream"),
+        Format::Sse => (talk.row, "/chat/sse"),
+    };
+    let said = match &row.outcome {
+        Outcome::Broken(Said::Exactly(said), ..) => said.len(),
+        _ => 0,
+    };
+    let began = Instant::now();
+    // Only a gate's row must be read while it is under way; JSON shows nothing until its end, so somebody else looks.
+    let watch = async {
+        let Some(gate) = &row.gate else { return };
+        gate.reached().await;
+        if format == Format::Json {
+            read_events(&mut talk.fault("/chat/sse").to(talk.gateway).await, said).await;
+            gate.open();
+        }
+    };
+    let answer = async {
+        let mut response = talk.fault(path).to(talk.gateway).await;
+        let mut seen = Seen {
+            status: response.status,
+            run_id: response.headers.get("x-run-id").unwrap_or_default().to_owned(),
+            ..Seen::default()
+        };
+        oracle.hear(&response.headers);
+        match (format, response.status) {
+            (Format::Sse, 200) => {
+                if let Some(gate) = &row.gate {
+                    read_events(&mut response, said).await;
+                    gate.open();
+                }
+                let transcript = response.transcript().await;
+                oracle.hear(&transcript.events);
+                let last = transcript.terminal();
+                seen.complete = last.event == "done";
+                seen.problem = last.json()["error"].clone();
+                seen.response = last.json()["response"].clone();
+                seen.text = transcript.text();
+                seen.heartbeats = transcript.heartbeats.len();
+                let kinds: Vec<&str> = transcript.kinds();
+                seen.tokens = kinds.iter().filter(|kind| **kind == "token").count();
+                assert_eq!(kinds.len(), seen.tokens + 2, "{kinds:?}");
+            }
+            (Format::Text, 200) => {
+                let mut bytes = Vec::new();
+                while let Some(more) = response.next_bytes().await {
+                    bytes.extend_from_slice(&more);
+                    if let Some(gate) = row.gate.as_ref().filter(|_| bytes.len() >= said) {
+                        gate.open();
+                    }
+                }
+                seen.text = String::from_utf8(bytes).expect("whole characters");
+                seen.complete = response.ending() == Some(&Ending::Complete);
+                seen.aborted = !seen.complete;
+                oracle.hear(&seen.text);
+            }
+            (_, 200) => {
+                seen.response = response.json().await;
+                oracle.hear(&seen.response);
+                seen.text = seen.response["content"].as_str().unwrap_or_default().to_owned();
+                seen.complete = true;
+            }
+            _ => {
+                let retry_after = response.headers.get("retry-after").map(str::to_owned);
+                seen.problem = response.problem_object().await;
+                let told = seen.problem["retry_after"].as_u64().map(|seconds| seconds.to_string());
+                assert_eq!(retry_after, told, "Retry-After and retry_after");
+                oracle.hear(&seen.problem);
+            }
+        }
+        seen
+    };
+    let (mut seen, ()) = tokio::join!(answer, watch);
+    if seen.run_id.is_empty() {
+        seen.run_id = seen.problem["run_id"].as_str().unwrap_or_default().to_owned();
+    }
+    seen.took = began.elapsed();
+    seen
+}
+
+async fn read_events(response: &mut Response, bytes: usize) {
+    let mut read = 0;
+    while read < bytes {
+        read += response.next_event().await.text.len();
+    }
+}
+
+/// What the format promises for the row's outcome.
+fn assert_outcome(row: &Row, format: Format, seen: &Seen, session: &str) {
+    let (text, is_said) = match &row.outcome {
+        Outcome::Refused(..) => ("", seen.text.is_empty()),
+        Outcome::Broken(said, ..) if format == Format::Json => ("", said.is("") || seen.text.is_empty()),
+        Outcome::Broken(said, ..) => ("", said.is(&seen.text)),
+        // The standard has an event stream's lines end with LF, whatever they ended with before.
+        Outcome::Answered(text, _) if format == Format::Sse => (
+            text.as_str(),
+            seen.text == text.replace("\r\n", "\n").replace('\r', "\n"),
+        ),
+        Outcome::Answered(text, _) => (text.as_str(), seen.text == *text),
+    };
+    assert!(is_said, "{:?} was read, of {text:?} {:?}", seen.text, row.outcome);
+    match (&row.outcome, format) {
+        (Outcome::Answered(_, finish), _) => {
+            assert!(
+                seen.complete && seen.status == 200 && seen.problem.is_null(),
+                "{seen:?}"
+            );
+            if format != Format::Text {
+                assert_eq!(seen.response["finish_reason"], *finish);
+                assert_usage(row, &seen.response["usage"]);
+            }
+        }
+        (Outcome::Broken(..), Format::Text) => assert!(seen.aborted && seen.status == 200, "{seen:?}"),
+        (Outcome::Broken(_, status, code) | Outcome::Refused(status, code), _) => {
+            let on_the_wire = if format == Format::Sse { 200 } else { *status };
+            assert!(
+                !seen.complete && !seen.aborted && seen.status == on_the_wire,
+                "{seen:?}"
+            );
+            assert_eq!(
+                (&seen.problem["code"], &seen.problem["status"]),
+                (&json!(code), &json!(status))
+            );
+            assert_eq!(seen.problem["run_id"], seen.run_id, "{seen:?}");
+            assert_eq!(seen.problem["session_id"], session, "{seen:?}");
+            assert!(seen.problem["retryable"].is_boolean(), "{seen:?}");
+            if row.retry_after.is_some() {
+                assert_eq!(seen.problem["retry_after"].as_u64(), row.retry_after, "{seen:?}");
+            }
+        }
+    }
+}
+
+/// What the run's record says of the row's outcome.
+fn assert_record(row: &Row, run: &Value) {
+    match &row.outcome {
+        Outcome::Answered(text, finish) => {
+            assert_eq!(run["error"], Value::Null, "{run}");
+            assert_eq!(
+                (&run["response"]["content"], &run["finish_reason"]),
+                (&json!(text), &json!(finish))
+            );
+            assert_usage(row, &run["usage"]);
+        }
+        Outcome::Refused(..) | Outcome::Broken(..) => {
+            assert_eq!(run["finish_reason"], Value::Null, "what broke has no finish: {run}");
+            let partial = run["response"]["content"].as_str().unwrap_or_default();
+            match &row.outcome {
+                Outcome::Broken(said, ..) => assert!(said.is(partial), "kept with the run: {partial:?}"),
+                _ => assert_eq!(partial, ""),
+            }
+        }
+    }
+    assert!(run["ended_at"].is_string() && run["last_seq"].is_u64(), "{run}");
+}
+
+fn assert_usage(row: &Row, usage: &Value) {
+    match row.counted {
+        Some((None, None, estimated)) => {
+            let known = usage["input_tokens"].is_u64() && usage["output_tokens"].is_u64();
+            assert!(known && usage["estimated"] == estimated, "{usage}");
+        }
+        Some((input, output, estimated)) => {
+            let expected = (json!(input), json!(output), json!(estimated));
+            let got = (&usage["input_tokens"], &usage["output_tokens"], &usage["estimated"]);
+            assert_eq!(got, (&expected.0, &expected.1, &expected.2));
+        }
+        None => {}
+    }
+}
+
+/// What the next turn sends is what was kept, and the question.
+fn assert_sent(dialect: Dialect, request: &Value, kept: &[Value]) {
+    let sent = dialect.conversation(request);
+    assert_eq!(sent.len(), kept.len() + 1, "{sent:?}");
+    if dialect != Dialect::OpenAi {
+        return; // others have other words for it
+    }
+    let roles_and_words = |messages: &[Value]| -> VecDeque<_> {
+        messages
+            .iter()
+            .map(|m| (m["role"].clone(), m["content"].clone()))
+            .collect()
+    };
+    let mut expected = roles_and_words(kept);
+    expected.push_back(("user".into(), "again".into()));
+    assert_eq!(roles_and_words(&sent), expected, "what the next turn sends");
+}
