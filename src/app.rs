@@ -63,6 +63,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         runs: runs.clone(),
         settings: Arc::new(FrontSettings {
             max_body: settings.max_body,
+            max_headers: settings.listener.max_headers,
             body_timeout: settings.body_timeout,
             heartbeat: settings.heartbeat,
             detach_grace: settings.detach_grace,

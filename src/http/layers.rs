@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, header},
+    http::{HeaderName, HeaderValue, Method, Version, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
@@ -136,6 +136,12 @@ fn admissible(request: &Request<Body>, front: &Front) -> Result<(), Error> {
     {
         return Err(Error::new(ErrorCode::HeadersTooLarge, "The headers may have 32 KiB."));
     }
+    // HTTP/1 reads no more than these in the first place; HTTP/2 would read thousands of small ones.
+    if headers.len() > front.settings.max_headers {
+        let message = format!("A request may have {} headers.", front.settings.max_headers);
+        return Err(Error::new(ErrorCode::HeadersTooLarge, message));
+    }
+    one_name(request)?;
     // A probe calls by whatever address it knows, and learns nothing but a status.
     if !matches!(request.uri().path(), "/healthz" | "/readyz") {
         front.settings.access.names.admit(request.uri(), headers)?;
@@ -150,6 +156,19 @@ fn admissible(request: &Request<Body>, front: &Front) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// HTTP/2 has the host in `:authority`; a `Host` that says another is malformed (RFC 9113, 8.3.1). In HTTP/1 an absolute
+/// address simply counts before the `Host` (RFC 9112, 3.2.2).
+fn one_name(request: &Request<Body>) -> Result<(), Error> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match request.uri().authority() {
+        Some(authority) if request.version() == Version::HTTP_2 => hosts
+            .all(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()))
+            .then_some(())
+            .ok_or_else(|| Error::new(ErrorCode::HostInvalid, "The host and the authority differ.")),
+        _ => Ok(()),
+    }
 }
 
 fn cors(front: &Front) -> CorsLayer {

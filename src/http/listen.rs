@@ -183,7 +183,8 @@ impl Protocols {
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS)
-            .max_header_list_size(MAX_HEADERS as u32)
+            // Beyond what a request may have, so that who goes a little too far is told so in a problem object.
+            .max_header_list_size(2 * MAX_HEADERS as u32)
             .max_send_buf_size(WRITE_BUFFER)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));

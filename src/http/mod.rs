@@ -46,6 +46,8 @@ pub struct Front {
 pub struct FrontSettings {
     /// The most of a request's body, in bytes.
     pub max_body: usize,
+    /// How many headers a request may have.
+    pub max_headers: usize,
     /// How long a body may take.
     pub body_timeout: std::time::Duration,
     /// After how much silence a heartbeat is sent.
