@@ -14,7 +14,7 @@ use crate::house::{Body, Call, Gate, Gateway, Place, Script, Upstream, delete, g
 const WITH_FILES: &str = "[agents.assistant]\ntools = [\"write_file\"]";
 
 /// A round that asks for these files.
-fn writes(files: &[(&str, &str)]) -> Script {
+pub(crate) fn writes(files: &[(&str, &str)]) -> Script {
     let mut script = Script::sse().role();
     for (at, (name, content)) in files.iter().enumerate() {
         let arguments = json!({"name": name, "content": content}).to_string();
@@ -47,7 +47,7 @@ async fn download(place: &impl Place, file: &Value, headers: &[(&str, &str)]) ->
 }
 
 /// Every file below this folder.
-fn below(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn below(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();

@@ -154,6 +154,23 @@ impl Spec {
         self.objections(&self.0["components"]["schemas"]["StreamChunk"], chunk)
     }
 
+    /// What a refusal has against the file; a member that the file does not name is one thing.
+    pub(crate) fn objections_to_problem(&self, problem: &Value) -> Vec<String> {
+        static PROBLEM: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+            let schema = json!({
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "$ref": "#/components/schemas/Problem",
+                "unevaluatedProperties": false,
+                "components": Spec::read().0["components"],
+            });
+            jsonschema::validator_for(&schema).expect("a schema")
+        });
+        PROBLEM
+            .iter_errors(problem)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect()
+    }
+
     /// Checks a whole answer: that the file tells of its status, type and headers, and that its body is as it says.
     pub(crate) fn check(&self, method: &str, target: &str, body: &Body) -> Result<(), String> {
         let what = format!("{method} {target} {}", body.status);
