@@ -160,7 +160,8 @@ pub(super) async fn ordered(
     Ok(order::from_body(body, key, door, caller, front)?)
 }
 
-/// The event that a client names as the last it has: the header wins, for a reconnect repeats the old URL.
+/// The event that a client names as the last it has: the header wins, for a reconnect repeats the old URL. A browser that
+/// has no id yet sends none; an empty one means the same, wherever it stands.
 pub(super) fn last_event_id(headers: &HeaderMap, query: Option<String>) -> Result<Option<EventId>, Error> {
     let invalid = || {
         Error::new(
@@ -171,10 +172,10 @@ pub(super) fn last_event_id(headers: &HeaderMap, query: Option<String>) -> Resul
     let mut told = headers.get_all("last-event-id").iter();
     let id = match (told.next(), told.next()) {
         (None, _) => query,
+        (Some(id), None) if id.is_empty() => query,
         (Some(id), None) => Some(id.to_str().map_err(|_| invalid())?.to_owned()),
         _ => return Err(invalid()),
     };
-    // A browser that has no id yet sends none; an empty one means the same.
     id.filter(|id| !id.is_empty())
         .map(|id| id.parse().map_err(|_| invalid()))
         .transpose()

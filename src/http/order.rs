@@ -74,10 +74,7 @@ pub fn from_body(
         Some(Value::String(id)) => Some(session_id(&id)?),
         Some(_) => return Err(fields.invalid("session_id", "must be a string")),
     };
-    let user_id = fields.text("user_id", 256)?;
-    if user_id.as_deref() == Some("") {
-        return Err(fields.invalid("user_id", "must not be empty"));
-    }
+    let user_id = user_id(&mut fields)?;
     let store = fields.truth("store")?.unwrap_or(true);
     if !store && session_id.is_some() {
         return Err(fields.invalid("session_id", "has no meaning with `store: false`"));
@@ -184,6 +181,17 @@ pub fn session_id(text: &str) -> Result<SessionId, Error> {
             "must have 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
         )
     })
+}
+
+/// Whom the caller acts for.
+///
+/// # Errors
+/// `field_invalid`, `control_character`.
+pub fn user_id(fields: &mut Fields) -> Result<Option<String>, Error> {
+    match fields.text("user_id", 256)? {
+        Some(user) if user.is_empty() => Err(fields.invalid("user_id", "must not be empty")),
+        user => Ok(user),
+    }
 }
 
 /// Pairs of short strings.

@@ -10,6 +10,7 @@ use axum::{
 use base64::Engine as _;
 use http_body::Body as _;
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 use super::{
@@ -49,10 +50,7 @@ pub async fn create(
         .text("session_id", 10_000)?
         .map(|id| order::session_id(&id))
         .transpose()?;
-    let (user_id, agent) = (fields.text("user_id", 256)?, fields.text("agent", 128)?);
-    if user_id.as_deref() == Some("") {
-        return Err(fields.invalid("user_id", "must not be empty").into());
-    }
+    let (user_id, agent) = (order::user_id(&mut fields)?, fields.text("agent", 128)?);
     let metadata = order::metadata(&mut fields)?;
     fields.end()?;
     let agent = caller.permit.agent(&front.runs.agents, agent.as_deref())?.name.clone();
@@ -106,7 +104,11 @@ pub async fn list(
         ),
         None => None,
     };
-    let user_id = query.take("user_id");
+    let rest = query
+        .rest()
+        .into_iter()
+        .map(|(name, value)| (name, Value::String(value)));
+    let user_id = order::user_id(&mut Fields::of_body(rest.collect())?)?;
     let page = front
         .runs
         .store

@@ -80,6 +80,24 @@ pub(super) fn rows() -> Vec<Row> {
             "not_acceptable",
         ),
         row(
+            "B058 NUL in the user whose sessions are asked for",
+            ask("GET", "/sessions?user_id=a%00", &[]),
+            422,
+            "control_character",
+        ),
+        row(
+            "a user without a name",
+            ask("GET", "/sessions?user_id=", &[]),
+            422,
+            "field_invalid",
+        ),
+        row(
+            "a user of 257 characters",
+            ask("GET", &format!("/sessions?user_id={}", "u".repeat(257)), &[]),
+            422,
+            "field_invalid",
+        ),
+        row(
             "a limit of 0",
             ask("GET", "/sessions?limit=0", &[]),
             422,
@@ -147,6 +165,28 @@ pub(super) fn rows() -> Vec<Row> {
                 "last_event_id_invalid",
             ));
         }
+    }
+    // An empty header is none, so the query's id counts, and nothing is started.
+    for (method, bytes) in [
+        (
+            "GET",
+            ask(
+                "GET",
+                &format!("/chat/sse?message=Hi&last_event_id={id}:0"),
+                &["Last-Event-ID:"],
+            ),
+        ),
+        (
+            "POST",
+            send(&format!("/chat/sse?last_event_id={id}:0"), &["Last-Event-ID:"], GOOD),
+        ),
+    ] {
+        rows.push(row(
+            format!("B043 {method} with an empty header beside a query"),
+            bytes,
+            404,
+            "not_found",
+        ));
     }
     for bad in ["a%00", "%00", &format!("{id}:1%00"), &format!("{id}:1%0A")] {
         rows.push(row(
