@@ -9,7 +9,7 @@ use crate::{
     agent::{Agent, Agents},
     config::Settings,
     error::{Error, ErrorCode},
-    http::{Front, FrontSettings, admin, health::Readiness, listen, router, routes},
+    http::{Front, FrontSettings, admin, auth::jwt::Issuer, health::Readiness, listen, router, routes},
     meters::Meters,
     provider::Providers,
     run::{Artifacts, Runs},
@@ -39,6 +39,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let listen_at = settings.listen;
     let meters = meters(&settings);
     let (providers, tools, agents) = staff(&settings, &meters)?;
+    let issuer = issuer(&settings)?;
     let artifacts = Artifacts {
         blobs: blobs(&settings)?,
         limits: settings.artifacts,
@@ -61,6 +62,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let runs = Runs::new(agents, providers, tools, store, artifacts, relay, settings.runs, meters);
     let front = Front {
         runs: runs.clone(),
+        issuer,
         settings: Arc::new(FrontSettings {
             max_body: settings.max_body,
             max_headers: settings.listener.max_headers,
@@ -124,7 +126,7 @@ async fn live(
     settings: Settings,
     stop: CancellationToken,
 ) {
-    let runs = front.runs.clone();
+    let (runs, issuer) = (front.runs.clone(), front.issuer.clone());
     let (give_up, over) = (CancellationToken::new(), CancellationToken::new());
     // Who watches sees the gateway go down, to the last run.
     let back = back.map(|back| {
@@ -152,6 +154,7 @@ async fn live(
             runs.mirror(),
             runs.sweep(),
             runs.sweep_artifacts(),
+            keep(issuer.as_deref()),
             expire(&runs, settings.session_ttl)
         );
     };
@@ -173,6 +176,14 @@ async fn live(
     over.cancel();
     if let Some(back) = back {
         let _ = back.await; // it ends at once
+    }
+}
+
+/// Keeps the keys of an issuer up to date, for ever.
+async fn keep(issuer: Option<&Issuer>) {
+    match issuer {
+        Some(issuer) => issuer.keep().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -201,12 +212,19 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
 /// What keeps it from starting, as far as it can be told without starting it.
 pub fn check(settings: &Settings) -> Result<(), Error> {
     staff(settings, &Arc::default())?;
+    issuer(settings)?;
     blobs(settings).map(drop)
 }
 
 /// Where files are kept.
 fn blobs(settings: &Settings) -> Result<Blobs, Error> {
     Blobs::open(&settings.artifacts_url, &settings.cloud).map_err(|e| config_error(format!("artifacts.url: {e}")))
+}
+
+/// Whose tokens are taken.
+fn issuer(settings: &Settings) -> Result<Option<Arc<Issuer>>, Error> {
+    let issuer = settings.access.issuer.clone().map(Issuer::new).transpose();
+    issuer.map_err(|e| config_error(format!("auth.jwt: {e}")))
 }
 
 /// Who answers, and who can be asked.
@@ -227,6 +245,12 @@ fn staff(settings: &Settings, meters: &Arc<Meters>) -> Result<(Providers, Tools,
             .permit
             .check(&agents, &tools)
             .map_err(|e| config_error(format!("auth.keys: {}: {e}", key.principal.as_str())))?;
+    }
+    if let Some(issuer) = &settings.access.issuer {
+        let permit = &issuer.allowance.permit;
+        permit
+            .check(&agents, &tools)
+            .map_err(|e| config_error(format!("auth.jwt: {e}")))?;
     }
     Ok((providers, tools, agents))
 }
@@ -320,8 +344,12 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr, admin: O
     }
     tracing::info!("files that tools make are kept in {}", settings.artifacts_url);
     let access = &settings.access;
-    if access.guarded() {
+    if !access.keys.is_empty() {
         tracing::info!("who has a key may call: {}", access.keys.names().join(", "));
+    }
+    if let Some(issuer) = &access.issuer {
+        let audience = issuer.audience.join(" or ");
+        tracing::info!("who has a token of {} for {audience} may call", issuer.issuer);
     }
     match (access.open(), access.loopback) {
         (false, _) => {}

@@ -9,7 +9,7 @@ use super::{ConfigError, tree::Tree, values::List, wrong};
 use crate::{
     chat::Principal,
     http::auth::{
-        Access, Names,
+        Access, IssuerSettings, Names,
         keys::{Allowance, Key, Keyring, Standing},
     },
     run::Permit,
@@ -21,6 +21,26 @@ pub(super) struct AuthTree {
     allow_anonymous: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     keys: Vec<KeyTree>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jwt: Option<JwtTree>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct JwtTree {
+    issuer: String,
+    audience: List,
+    jwks_url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    requests_per_minute: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    concurrent_runs: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agents: Option<List>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tools: Option<List>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -64,12 +84,14 @@ impl Tree {
         }
         let loopback = self.server.listen.ip().is_loopback();
         let trusted = self.server.trusted_hosts.0.clone();
-        let guarded = !keys.is_empty() && !self.auth.allow_anonymous;
+        let issuer = self.auth.jwt.as_ref().map(|tree| self.issuer(tree)).transpose()?;
+        let guarded = (!keys.is_empty() || issuer.is_some()) && !self.auth.allow_anonymous;
         Ok(Access {
             loopback,
             allow_anonymous: self.auth.allow_anonymous,
             anonymous: self.allowance(None, None, Permit::default()),
             keys: Keyring::new(keys),
+            issuer,
             names: Names {
                 any: guarded && trusted.is_empty(),
                 trusted,
@@ -101,11 +123,7 @@ impl Tree {
                 ))
             })
         });
-        let permit = Permit {
-            agents: tree.agents.as_ref().map(|list| list.0.clone()),
-            tools: tree.tools.as_ref().map(|list| list.0.clone()),
-            concurrent_runs: 0,
-        };
+        let permit = permit(tree.agents.as_ref(), tree.tools.as_ref());
         Ok(Key {
             principal: Principal::named(&tree.name),
             sha256,
@@ -119,6 +137,29 @@ impl Tree {
         })
     }
 
+    fn issuer(&self, tree: &JwtTree) -> Result<IssuerSettings, ConfigError> {
+        let told = |text: &str| !text.is_empty() && !text.chars().any(char::is_control);
+        if !told(&tree.issuer) {
+            return Err(wrong("auth.jwt.issuer: must be what the issuer calls itself"));
+        }
+        if tree.audience.is_empty() || !tree.audience.0.iter().all(|name| told(name)) {
+            return Err(wrong("auth.jwt.audience: must say for whom tokens are"));
+        }
+        // The characters of RFC 6749, section 3.3: a scope is one word.
+        let word = |scope: &String| told(scope) && scope.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\".contains(&b));
+        if !tree.scope.as_ref().is_none_or(word) {
+            return Err(wrong("auth.jwt.scope: must be one word"));
+        }
+        let permit = permit(tree.agents.as_ref(), tree.tools.as_ref());
+        Ok(IssuerSettings {
+            issuer: tree.issuer.clone(),
+            audience: tree.audience.0.clone(),
+            jwks_url: tree.jwks_url.clone(),
+            scope: tree.scope.clone(),
+            allowance: self.allowance(tree.requests_per_minute, tree.concurrent_runs, permit),
+        })
+    }
+
     /// What a caller may, with the defaults for what is not said.
     fn allowance(&self, requests: Option<u32>, runs: Option<usize>, permit: Permit) -> Allowance {
         Allowance {
@@ -128,6 +169,14 @@ impl Tree {
                 ..permit
             }),
         }
+    }
+}
+
+fn permit(agents: Option<&List>, tools: Option<&List>) -> Permit {
+    Permit {
+        agents: agents.map(|list| list.0.clone()),
+        tools: tools.map(|list| list.0.clone()),
+        concurrent_runs: 0,
     }
 }
 

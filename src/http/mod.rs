@@ -35,6 +35,8 @@ const STREAMS: [&str; 2] = ["/chat/sse", "/runs/{run_id}/events"];
 pub struct Front {
     /// The runs.
     pub runs: Arc<Runs>,
+    /// Whose tokens are taken.
+    pub issuer: Option<Arc<auth::jwt::Issuer>>,
     /// How to serve.
     pub settings: Arc<FrontSettings>,
     /// Whether it can take work, as was found last.

@@ -20,6 +20,8 @@ mod tools;
 mod bad_requests;
 mod contract;
 mod front_door;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod keys;
 mod settings;
 mod walls;

@@ -703,7 +703,8 @@ fn what_the_default_file_shows_is_taken() {
             }
             continue;
         };
-        if line.starts_with('[') && line.ends_with(']') && (line.contains("NAME") || line.starts_with("[[")) {
+        let many = line.contains("NAME") || line.starts_with("[[") || line == "[auth.jwt]";
+        if line.starts_with('[') && line.ends_with(']') && many {
             table = Some(line);
         } else if line.is_empty() || line.starts_with("Placeholders") {
             table = None;
@@ -714,8 +715,8 @@ fn what_the_default_file_shows_is_taken() {
     let tables: Vec<_> = shown.keys().copied().collect();
     assert_eq!(
         tables.len(),
-        5,
-        "keys, providers, HTTP tools, MCP servers, agents: {tables:?}"
+        6,
+        "keys, an issuer, providers, HTTP tools, MCP servers, agents: {tables:?}"
     );
     for (table, lines) in shown {
         let mut tried = 0;
@@ -745,7 +746,13 @@ fn what_the_default_file_shows_is_taken() {
                 tried += 1;
                 let hash = format!("sha256 = \"{}\"", "a".repeat(64));
                 let key = format!("name = \"web\"\n{hash}");
+                let issuer = ["issuer", "audience", "jwks_url"]
+                    .iter()
+                    .filter(|key| !setting.starts_with(**key))
+                    .map(|key| format!("{key} = \"https://issuer.example\"\n"))
+                    .collect::<String>();
                 let needed = match table {
+                    "[auth.jwt]" => &issuer,
                     "[[auth.keys]]" if setting.starts_with("name") => &hash,
                     "[[auth.keys]]" if setting.starts_with("sha256") => "name = \"web\"",
                     "[[auth.keys]]" => &key,

@@ -16,6 +16,10 @@ use crate::{
 };
 
 mod host;
+#[cfg(feature = "jwt")]
+mod jwks;
+#[cfg_attr(not(feature = "jwt"), path = "no_jwt.rs")]
+pub mod jwt;
 pub mod keys;
 
 pub use host::Names;
@@ -32,15 +36,32 @@ pub struct Access {
     pub anonymous: Allowance,
     /// The keys.
     pub keys: Keyring,
+    /// Whose tokens are taken beside them.
+    pub issuer: Option<IssuerSettings>,
     /// By which names it may be called.
     pub names: Names,
+}
+
+/// An issuer of tokens (JWT).
+#[derive(Clone, Debug)]
+pub struct IssuerSettings {
+    /// What its tokens call it: the claim `iss`, to the letter.
+    pub issuer: String,
+    /// For whom tokens must be: one of these must be in the claim `aud`.
+    pub audience: Vec<String>,
+    /// Where its keys are.
+    pub jwks_url: String,
+    /// A word that must be in the claim `scope` or `scp`.
+    pub scope: Option<String>,
+    /// What those may who have a token.
+    pub allowance: Allowance,
 }
 
 impl Access {
     /// Whether callers can say who they are.
     #[must_use]
     pub fn guarded(&self) -> bool {
-        !self.keys.is_empty()
+        !self.keys.is_empty() || self.issuer.is_some()
     }
 
     /// Whether somebody may call who does not.
@@ -86,12 +107,13 @@ impl FromRequestParts<Front> for Caller {
             let message = "There must be one credential: Authorization or X-Api-Key, or both with the same key.";
             return Err(Error::new(ErrorCode::AuthConflict, message).into());
         }
-        Ok(known(&parts.headers, &front.settings.access)?)
+        Ok(known(&parts.headers, front).await?)
     }
 }
 
 /// Who calls.
-fn known(headers: &HeaderMap, access: &Access) -> Result<Caller, Error> {
+async fn known(headers: &HeaderMap, front: &Front) -> Result<Caller, Error> {
+    let access = &front.settings.access;
     let told = credential(headers);
     if !access.guarded() || (told == Credential::None && access.open()) {
         return Ok(Caller {
@@ -100,20 +122,32 @@ fn known(headers: &HeaderMap, access: &Access) -> Result<Caller, Error> {
             permit: access.anonymous.permit.clone(),
         });
     }
-    let key = match told {
+    let told = match told {
         Credential::None => {
             let missing = "A key is needed: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.";
             return Err(Error::new(ErrorCode::AuthMissing, missing));
         }
-        Credential::Malformed => None,
-        Credential::Told(key) => access.keys.find(key, Timestamp::now()),
+        Credential::Malformed => return Err(invalid()),
+        Credential::Told(told) => told,
     };
-    let key = key.ok_or_else(|| Error::new(ErrorCode::AuthInvalid, "This credential is not valid."))?;
+    let (principal, allowance) = match (access.keys.find(told, Timestamp::now()), &front.issuer) {
+        (Some(key), _) => (key.principal.clone(), &key.allowance),
+        (None, Some(issuer)) if jwt::is_token(told) => {
+            let bearer = issuer.bearer(told).await?.ok_or_else(invalid)?;
+            (bearer.principal, issuer.allowance())
+        }
+        (None, _) => return Err(invalid()),
+    };
     Ok(Caller {
-        principal: key.principal.clone(),
+        principal,
         shared: false,
-        permit: key.allowance.permit.clone(),
+        permit: allowance.permit.clone(),
     })
+}
+
+/// The one answer to every credential that is no good, whatever is wrong with it.
+fn invalid() -> Error {
+    Error::new(ErrorCode::AuthInvalid, "This credential is not valid.")
 }
 
 /// What a request says of who sends it.
