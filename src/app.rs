@@ -10,6 +10,7 @@ use crate::{
     config::Settings,
     error::{Error, ErrorCode},
     http::{Front, FrontSettings, admin, auth::jwt::Issuer, health::Readiness, listen, router, routes},
+    limit::Limiter,
     meters::Meters,
     provider::Providers,
     run::{Artifacts, Runs},
@@ -63,6 +64,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let front = Front {
         runs: runs.clone(),
         issuer,
+        limiter: Arc::new(Limiter::default()),
         settings: Arc::new(FrontSettings {
             max_body: settings.max_body,
             max_headers: settings.listener.max_headers,

@@ -15,6 +15,9 @@ use crate::{
     run::Permit,
 };
 
+/// The most requests within a minute that a limit can admit.
+const MOST_REQUESTS: u32 = 100_000;
+
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AuthTree {
@@ -73,6 +76,7 @@ pub(super) struct KeyTree {
 impl Tree {
     /// Who may call.
     pub(super) fn access(&self) -> Result<Access, ConfigError> {
+        often("limits.requests_per_minute", self.limits.requests_per_minute)?;
         let mut known = BTreeSet::new();
         let mut keys = Vec::new();
         for (at, tree) in self.auth.keys.iter().enumerate() {
@@ -113,6 +117,7 @@ impl Tree {
                 at("sha256")
             ))
         })?;
+        often(&at("requests_per_minute"), tree.requests_per_minute.unwrap_or(0))?;
         let expires = tree.expires.as_deref().map(|text| {
             let day = || format!("{text}T00:00:00Z").parse::<Timestamp>();
             let time = text.parse::<Timestamp>().or_else(|_| day());
@@ -178,6 +183,16 @@ fn permit(agents: Option<&List>, tools: Option<&List>) -> Permit {
         tools: tools.map(|list| list.0.clone()),
         concurrent_runs: 0,
     }
+}
+
+/// What is counted is remembered for a minute, each by itself.
+fn often(name: &str, requests: u32) -> Result<(), ConfigError> {
+    if requests <= MOST_REQUESTS {
+        return Ok(());
+    }
+    Err(wrong(format!(
+        "{name}: must be at most {MOST_REQUESTS}; 0 means no limit"
+    )))
 }
 
 /// 64 hexadecimal digits.

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::{
     Front,
     error::{Refusal, Unwritten},
+    limits::{self, Told},
 };
 use crate::{
     error::{Error, ErrorCode},
@@ -63,6 +64,8 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     );
     let id = request_id(&request);
     request.extensions_mut().insert(RequestId(id.clone()));
+    let told = Told::default();
+    request.extensions_mut().insert(told.clone());
     let response = match admissible(&request, &front) {
         Ok(()) => next.run(request).await,
         Err(error) => Refusal::from(error).into_response(),
@@ -70,7 +73,8 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     if let Some(unwritten) = response.extensions().get::<Unwritten>() {
         refused(unwritten, &front.runs.meters);
     }
-    let response = written(response, &id);
+    let mut response = written(response, &id);
+    limits::tell(&told, response.headers_mut());
     let (route, status) = (route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
     front.runs.meters.request(route, method.as_str(), status);
     tracing::debug!(request_id = %id, %method, route, status, "a request was answered");

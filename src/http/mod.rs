@@ -8,7 +8,7 @@ use axum::{
     routing::{MethodRouter, delete, get, post},
 };
 
-use crate::run::Runs;
+use crate::{limit::Limiter, run::Runs};
 
 pub mod admin;
 pub mod artifacts;
@@ -21,6 +21,7 @@ pub mod fields;
 pub mod format;
 pub mod health;
 pub mod layers;
+mod limits;
 pub mod listen;
 pub mod order;
 pub mod query;
@@ -37,6 +38,8 @@ pub struct Front {
     pub runs: Arc<Runs>,
     /// Whose tokens are taken.
     pub issuer: Option<Arc<auth::jwt::Issuer>>,
+    /// How often callers may ask.
+    pub limiter: Arc<Limiter>,
     /// How to serve.
     pub settings: Arc<FrontSettings>,
     /// Whether it can take work, as was found last.

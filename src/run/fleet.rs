@@ -542,7 +542,7 @@ mod tests {
         let (own, other, late) = (gateway(), gateway(), gateway());
         let limits = own.limits;
         let run = run(&own, Some("s")).await;
-        let _ = own.registry.admit(&run, crate::run::OnBusy::Reject, &limits);
+        let _ = own.registry.admit(&run, crate::run::OnBusy::Reject, &limits, 0);
         let record = store.run(&run.principal, run.id).await.unwrap().unwrap();
         let gateways = [own.clone(), other.clone(), late.clone()];
         let tasks = gateways.map(|runs| tokio::spawn(async move { runs.mirror().await }));

@@ -98,6 +98,7 @@ fn runs(store: Arc<dyn Store>) -> Arc<Runs> {
 
 fn order(session: &str, message: &str) -> Order {
     Order {
+        permit: Arc::default(),
         principal: Principal::named("ada"),
         message: message.to_owned(),
         attachments: vec![],

@@ -44,6 +44,8 @@ pub struct Registry {
 struct Books {
     closed: bool,
     running: usize,
+    /// How many runs each caller has that runs.
+    of: HashMap<Principal, usize>,
     runs: HashMap<RunId, Arc<Run>>,
     /// Who holds a session, and who waits for it.
     sessions: HashMap<(Principal, SessionId), Line>,
@@ -92,11 +94,19 @@ impl Registry {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a run in: all of it, or nothing.
+    /// Counts a run that is not let in.
+    fn shed(&self, full: &Error) {
+        self.meters.shed(match full.code {
+            ErrorCode::ShuttingDown => Shed::Draining,
+            _ => Shed::Runs,
+        });
+    }
+
+    /// Lets a run in: all of it, or nothing. Its caller may have `own` runs at a time; 0: no limit.
     ///
     /// # Errors
-    /// `shutting_down`, `overloaded`, `session_busy`, `idempotency_mismatch`.
-    pub fn admit(&self, run: &Arc<Run>, on_busy: OnBusy, limits: &Limits) -> Result<Admission, Error> {
+    /// `shutting_down`, `overloaded`, `too_many_runs`, `session_busy`, `idempotency_mismatch`.
+    pub fn admit(&self, run: &Arc<Run>, on_busy: OnBusy, limits: &Limits, own: usize) -> Result<Admission, Error> {
         let mut books = self.books();
         let key = run
             .idempotency
@@ -110,13 +120,14 @@ impl Registry {
             return same_request(known.idempotency.as_ref(), run.idempotency.as_ref())
                 .map(|()| Admission::Known(known.clone()));
         }
-        if books.closed {
-            self.meters.shed(Shed::Draining);
-            return Err(shutting_down());
-        }
-        if limits.max_runs > 0 && books.running >= limits.max_runs {
-            self.meters.shed(Shed::Runs);
-            return Err(overloaded());
+        books.room(limits).inspect_err(|full| self.shed(full))?;
+        if own > 0
+            && books
+                .of
+                .get(&run.principal)
+                .is_some_and(|has| *has >= own + books.stopped_by(run, on_busy))
+        {
+            return Err(too_many_runs());
         }
         while self.held.load(Ordering::Relaxed) > limits.memory_limit {
             let Some((_, oldest)) = books.finished.pop_front() else {
@@ -152,6 +163,7 @@ impl Registry {
             books.keys.insert(key, run.id);
         }
         books.running += 1;
+        *books.of.entry(run.principal.clone()).or_default() += 1;
         books.runs.insert(run.id, run.clone());
         Ok(admission)
     }
@@ -161,6 +173,12 @@ impl Registry {
     pub fn release(&self, run: &Run, keep_key: bool) {
         let mut books = self.books();
         books.running -= 1;
+        if let Some(has) = books.of.get_mut(&run.principal) {
+            *has -= 1;
+            if *has == 0 {
+                books.of.remove(&run.principal);
+            }
+        }
         if let Some(id) = &run.session_id {
             let session = (run.principal.clone(), id.clone());
             if books.sessions.get_mut(&session).is_some_and(|line| !line.leave(run.id)) {
@@ -335,6 +353,25 @@ impl Line {
 }
 
 impl Books {
+    /// Whether one more run is let in, whosever it is.
+    fn room(&self, limits: &Limits) -> Result<(), Error> {
+        if self.closed {
+            return Err(shutting_down());
+        }
+        if limits.max_runs > 0 && self.running >= limits.max_runs {
+            return Err(overloaded());
+        }
+        Ok(())
+    }
+
+    /// How many runs of its own session a newcomer is to stop. They are about to go, and do not stand in its way: or who
+    /// may have one run could never interrupt it.
+    fn stopped_by(&self, run: &Run, on_busy: OnBusy) -> usize {
+        let session = run.session_id.clone().map(|id| (run.principal.clone(), id));
+        let line = session.and_then(|session| self.sessions.get(&session));
+        line.map_or(0, |line| line.interrupted_by(on_busy, Some(line.holder)).len())
+    }
+
     fn forget(&mut self, id: RunId) {
         if let Some(run) = self.runs.remove(&id)
             && let Some((key, _)) = &run.idempotency
@@ -365,6 +402,12 @@ pub(super) fn session_busy(active: RunId) -> Error {
         run_id: Some(active),
         ..busy
     }
+}
+
+/// The caller has as many runs as it may.
+pub(super) fn too_many_runs() -> Error {
+    let message = "More runs at a time than this caller may have.";
+    Error::new(ErrorCode::TooManyRuns, message).retry_after(Duration::from_secs(1))
 }
 
 fn overloaded() -> Error {

@@ -142,7 +142,7 @@ impl Runs {
             mirrored: Mirrored::default(),
             ended: OnceLock::new(),
         });
-        let called = match self.admit(&run, order.on_busy).await? {
+        let called = match self.admit(&run, order.on_busy, order.permit.concurrent_runs).await? {
             Admission::Admitted => None,
             Admission::Waits(called) => Some(called),
             Admission::Known(known) => {
@@ -190,9 +190,9 @@ impl Runs {
 
     /// Lets a run in, or finds the one that its key started. One that came with the same key and is not under way yet may
     /// come to nothing, for one because another gateway was first: then it is asked again.
-    async fn admit(&self, run: &Arc<Run>, on_busy: OnBusy) -> Result<Admission, Error> {
+    async fn admit(&self, run: &Arc<Run>, on_busy: OnBusy, own: usize) -> Result<Admission, Error> {
         for _ in 0..TRIES {
-            match self.registry.admit(run, on_busy, &self.limits)? {
+            match self.registry.admit(run, on_busy, &self.limits, own)? {
                 Admission::Known(known) if !self.registry.begins(&known).await => {}
                 admission => return Ok(admission),
             }

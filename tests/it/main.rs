@@ -30,6 +30,7 @@ mod artifacts;
 mod browser;
 mod client_faults;
 mod fleet;
+mod limits;
 mod metrics;
 mod process;
 mod queueing;

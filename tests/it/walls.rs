@@ -40,8 +40,13 @@ const WALLS: &[(&str, &str, &str)] = &[
         "an agent at work, its log, and the turn it leaves; it does not know who reads it",
     ),
     (
+        "limit",
+        "chat error",
+        "it counts callers; it knows neither who they are nor what they ask for",
+    ),
+    (
         "http",
-        "chat error meters patience run store",
+        "chat error limit meters patience run store",
         "it reads and writes HTTP; no handler names an agent's inside or a provider",
     ),
     (
@@ -51,7 +56,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "app",
-        "agent config error http meters provider run store tool",
+        "agent config error http limit meters provider run store tool",
         "it puts the house together",
     ),
     ("shutdown", "app", "it stops what was put together"),

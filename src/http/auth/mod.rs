@@ -8,7 +8,7 @@ use axum::{
 };
 use jiff::Timestamp;
 
-use super::{Front, error::Refusal};
+use super::{Front, error::Refusal, limits};
 use crate::{
     chat::Principal,
     error::{Error, ErrorCode},
@@ -93,6 +93,8 @@ pub struct Caller {
     pub shared: bool,
     /// What it may.
     pub permit: Arc<Permit>,
+    /// How many requests within a minute; 0: no limit.
+    pub requests_per_minute: u32,
 }
 
 impl FromRequestParts<Front> for Caller {
@@ -107,7 +109,9 @@ impl FromRequestParts<Front> for Caller {
             let message = "There must be one credential: Authorization or X-Api-Key, or both with the same key.";
             return Err(Error::new(ErrorCode::AuthConflict, message).into());
         }
-        Ok(known(&parts.headers, front).await?)
+        let caller = known(&parts.headers, front).await?;
+        limits::count(&caller, parts, front).await?;
+        Ok(caller)
     }
 }
 
@@ -120,6 +124,7 @@ async fn known(headers: &HeaderMap, front: &Front) -> Result<Caller, Error> {
             principal: Principal::anonymous(),
             shared: !access.loopback,
             permit: access.anonymous.permit.clone(),
+            requests_per_minute: access.anonymous.requests_per_minute,
         });
     }
     let told = match told {
@@ -142,6 +147,7 @@ async fn known(headers: &HeaderMap, front: &Front) -> Result<Caller, Error> {
         principal,
         shared: false,
         permit: allowance.permit.clone(),
+        requests_per_minute: allowance.requests_per_minute,
     })
 }
 

@@ -1,0 +1,367 @@
+//! How much callers may ask for: so often, so much at a time; and what the gateway refuses when it has enough to do, while
+//! what it has begun goes on.
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sluicegate::http::auth::keys::generate;
+
+use super::house::*;
+
+/// A caller's key, and what the configuration says of it.
+struct Key {
+    key: String,
+    toml: String,
+}
+
+impl Key {
+    /// A new one, with these lines more.
+    fn of(name: &str, lines: &str) -> Self {
+        let (key, sha256) = generate().unwrap();
+        let toml = format!("[[auth.keys]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\n{lines}\n");
+        Self { key, toml }
+    }
+
+    fn on(&self, call: Call) -> Call {
+        call.header("Authorization", &format!("Bearer {}", self.key))
+    }
+
+    async fn get(&self, place: &impl Place, path: &str) -> Response {
+        self.on(Call::get(path)).to(place).await
+    }
+
+    async fn post(&self, place: &impl Place, path: &str, body: Value) -> Response {
+        self.on(Call::post(path).json(&body)).to(place).await
+    }
+
+    /// Starts a run over SSE, and reads until it has begun.
+    async fn begin(&self, place: &impl Place, body: Value) -> (Response, String) {
+        let mut stream = self.post(place, "/chat/sse", body).await.expect(200).await;
+        stream.next_event_named("start").await;
+        let run = stream.header("x-run-id").to_owned();
+        (stream, run)
+    }
+}
+
+fn hi() -> Value {
+    json!({"message": "Hi"})
+}
+
+/// An upstream that says a word, and the next one when the gate opens.
+async fn held(gate: &Gate) -> Upstream {
+    Upstream::always(Script::sse().role().say("Hel").wait(gate).say("lo").complete()).await
+}
+
+/// Asserts that this is a refusal with a code and a time to come back, and gives that time.
+async fn refused(answer: Response, status: u16, code: &str) -> u64 {
+    let answer = answer.expect(status).await;
+    let wait: u64 = answer.header("retry-after").parse().expect("whole seconds");
+    let problem = answer.problem_object().await;
+    assert_eq!((&problem["code"], &problem["retryable"]), (&json!(code), &json!(true)));
+    assert_eq!(problem["retry_after"], wait);
+    assert!(wait >= 1, "{wait}");
+    wait
+}
+
+/// What the headers say: the limit, how many are left, and in how many seconds there is one more.
+fn standing(answer: &Response) -> (u64, u64, u64) {
+    let number = |name: &str| answer.header(name).parse::<u64>().expect("a number");
+    let (limit, left, reset) = (
+        number("ratelimit-limit"),
+        number("ratelimit-remaining"),
+        number("ratelimit-reset"),
+    );
+    assert_eq!(answer.header("ratelimit-policy"), format!("\"default\";q={limit};w=60"));
+    assert_eq!(answer.header("ratelimit"), format!("\"default\";r={left};t={reset}"));
+    (limit, left, reset)
+}
+
+mod rate {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_of_the_limit_is_fine_and_one_more_is_told_when_to_come() {
+        let upstream = Upstream::always(openai::answer(&["a"])).await;
+        let web = Key::of("web", "requests_per_minute = 5");
+        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        let begun = Instant::now();
+        for (left, path) in [(4, "/chat"), (3, "/chat/stream"), (2, "/chat/sse"), (1, "/runs")] {
+            let answer = web.post(&gateway, path, hi()).await;
+            assert!(matches!(answer.status, 200 | 202), "{path}: {}", answer.status);
+            let (limit, told, reset) = standing(&answer);
+            assert_eq!((limit, told), (5, left), "{path}");
+            assert!((55..=60).contains(&reset), "{reset}");
+        }
+        // What is refused for another reason was asked for too.
+        let wrong = web
+            .post(&gateway, "/chat", json!({"massage": "Hi"}))
+            .await
+            .expect(422)
+            .await;
+        assert_eq!(standing(&wrong).1, 0);
+        let calls = upstream.calls();
+        for _ in 0..20 {
+            let answer = web.post(&gateway, "/chat", hi()).await;
+            let (limit, left, reset) = standing(&answer);
+            assert_eq!((limit, left), (5, 0));
+            assert_eq!(refused(answer, 429, "rate_limited").await, reset);
+            assert!(reset <= 60 && Duration::from_secs(reset) + begun.elapsed() >= Duration::from_secs(60));
+        }
+        assert_eq!(upstream.calls(), calls);
+    }
+
+    #[tokio::test]
+    async fn keys_of_two_callers_do_not_share_and_two_keys_of_one_do() {
+        let gateway = |keys: &[&Key]| {
+            let toml: String = keys.iter().map(|key| &*key.toml).collect();
+            async move { Gateway::with(&closed_port()).toml(&toml).start().await }
+        };
+        let two = "requests_per_minute = 2";
+        let (old, new, other) = (Key::of("web", two), Key::of("web", two), Key::of("other", two));
+        let free = Key::of("free", "requests_per_minute = 0");
+        let gateway = gateway(&[&old, &new, &other, &free]).await;
+        assert_eq!(standing(&old.get(&gateway, "/agents").await).1, 1);
+        assert_eq!(standing(&new.get(&gateway, "/agents").await).1, 0);
+        for key in [&old, &new] {
+            refused(key.get(&gateway, "/agents").await, 429, "rate_limited").await;
+        }
+        assert_eq!(standing(&other.get(&gateway, "/agents").await).1, 1);
+        for _ in 0..10 {
+            let answer = free.get(&gateway, "/agents").await.expect(200).await;
+            assert!(answer.headers.get("ratelimit-limit").is_none());
+        }
+        // Who is not known is not counted, and does not use up what others have.
+        for _ in 0..10 {
+            let stranger = get(&gateway, "/agents").await.expect(401).await;
+            assert!(stranger.headers.get("ratelimit-limit").is_none());
+        }
+        assert_eq!(standing(&other.get(&gateway, "/agents").await).1, 0);
+        // Nor are those that nobody has to be for.
+        get(&gateway, "/healthz").await.expect(200).await;
+    }
+
+    #[tokio::test]
+    async fn the_default_is_for_whoever_has_no_limit_of_its_own() {
+        let gateway = Gateway::with(&closed_port())
+            .toml("[limits]\nrequests_per_minute = 1")
+            .start()
+            .await;
+        assert_eq!(standing(&get(&gateway, "/agents").await.expect(200).await), (1, 0, 60));
+        refused(get(&gateway, "/agents").await, 429, "rate_limited").await;
+    }
+
+    /// B044: who sends a request is its key, whatever it says of where it comes from.
+    #[tokio::test]
+    async fn a_thousand_made_up_addresses_are_one_caller() {
+        let gateway = Gateway::with(&closed_port())
+            .toml("[limits]\nrequests_per_minute = 3")
+            .start()
+            .await;
+        let mut admitted = 0;
+        for at in 0..1000 {
+            let address = format!("198.51.{}.{}", at / 250, at % 250);
+            let mut call = Call::get("/agents");
+            for name in ["X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP"] {
+                call = call.header(name, &address);
+            }
+            let answer = call.header("Forwarded", &format!("for={address}")).to(&gateway).await;
+            match answer.status {
+                200 => admitted += 1,
+                _ => drop(refused(answer, 429, "rate_limited").await),
+            }
+        }
+        assert_eq!(admitted, 3);
+    }
+
+    #[tokio::test]
+    async fn who_reads_on_or_cancels_is_let_in_beyond_the_limit() {
+        let gate = Gate::new("the end");
+        let upstream = held(&gate).await;
+        let web = Key::of("web", "requests_per_minute = 1");
+        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        let (stream, run) = web.begin(&gateway, hi()).await;
+        refused(web.post(&gateway, "/chat/sse", hi()).await, 429, "rate_limited").await;
+        let id = format!("{run}:0");
+        let again = |call: Call| web.on(call.header("Last-Event-ID", &id)).to(&gateway);
+        for _ in 0..20 {
+            for call in [
+                Call::get("/chat/sse?message=Hi"),
+                Call::post("/chat/sse").json(&hi()),
+                Call::get(&format!("/runs/{run}/events")),
+            ] {
+                let mut answer = again(call).await.expect(200).await;
+                assert_eq!(standing(&answer).1, 0, "and it is told how it stands");
+                assert_eq!(answer.next_event().await.event, "token");
+            }
+            let by_query = format!("/chat/sse?last_event_id={}", id.replace(':', "%3A"));
+            let answer = web.get(&gateway, &by_query).await.expect(200).await;
+            assert_eq!(answer.read_as(Reader::after(&id)).next_event().await.event, "token");
+            web.get(&gateway, &format!("/runs/{run}/events"))
+                .await
+                .expect(200)
+                .await;
+        }
+        // A name for the last event that is none would start a run.
+        for call in [
+            Call::post("/chat/sse").json(&hi()).header("Last-Event-ID", ""),
+            Call::get("/chat/sse?message=Hi&last_event_id="),
+            Call::get("/chat/sse?message=Hi&last_event_id=x").header("Last-Event-ID", ""),
+        ] {
+            refused(web.on(call).to(&gateway).await, 429, "rate_limited").await;
+        }
+        for _ in 0..3 {
+            let cancel = Call::post(&format!("/runs/{run}/cancel"));
+            web.on(cancel).to(&gateway).await.expect(200).await;
+        }
+        assert_eq!(stream.transcript().await.codes(), ["cancelled"]);
+        assert_eq!(upstream.calls(), 1);
+    }
+
+    #[tokio::test]
+    async fn reading_on_has_a_bound_too() {
+        let web = Key::of("web", "requests_per_minute = 1");
+        let gateway = Gateway::with(&closed_port()).toml(&web.toml).start().await;
+        let run = "0199f0c2-7d1e-7a34-9c55-0b6f6f1f2a11";
+        let mut connection = Connection::open(&gateway).await;
+        for at in 0..601 {
+            let answer = connection
+                .call(web.on(Call::post(&format!("/runs/{run}/cancel"))))
+                .await;
+            assert_eq!(answer.status, if at < 600 { 404 } else { 429 }, "{at}");
+            connection = answer.body_and_connection().await.1;
+        }
+        web.get(&gateway, "/agents").await.expect(200).await;
+    }
+
+    /// A minute that is waited for, because nothing else shows that it ends: three times the limit gets the limit.
+    #[tokio::test]
+    async fn after_a_minute_there_is_room_again_for_as_many() {
+        let web = Key::of("web", "requests_per_minute = 3");
+        let gateway = Gateway::with(&closed_port()).toml(&web.toml).start().await;
+        let begun = Instant::now();
+        let mut wait = 0;
+        for at in 0..9 {
+            let answer = web.get(&gateway, "/agents").await;
+            match at {
+                0..3 => assert_eq!(answer.status, 200),
+                _ => wait = refused(answer, 429, "rate_limited").await,
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(wait)).await;
+        assert!(begun.elapsed() < Duration::from_secs(63));
+        for left in (0..3).rev() {
+            assert_eq!(standing(&web.get(&gateway, "/agents").await.expect(200).await).1, left);
+        }
+        refused(web.get(&gateway, "/agents").await, 429, "rate_limited").await;
+    }
+}
+
+mod at_a_time {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_has_so_many_runs_and_others_do_not_mind() {
+        let gate = Gate::new("the end");
+        let upstream = held(&gate).await;
+        let (web, other) = (Key::of("web", "concurrent_runs = 2"), Key::of("other", ""));
+        let gateway = Gateway::with(&upstream).toml(&web.toml).toml(&other.toml).start().await;
+        let (first, _) = web.begin(&gateway, hi()).await;
+        let second = web.post(&gateway, "/runs", hi()).await.expect(202).await.json().await;
+        for path in ["/chat", "/chat/stream", "/chat/sse", "/runs"] {
+            refused(web.post(&gateway, path, hi()).await, 429, "too_many_runs").await;
+        }
+        refused(web.get(&gateway, "/chat/sse?message=Hi").await, 429, "too_many_runs").await;
+        let (others, _) = other.begin(&gateway, hi()).await;
+        // Looking, reading and cancelling are no runs.
+        let run = second["run_id"].as_str().unwrap();
+        web.get(&gateway, &format!("/runs/{run}")).await.expect(200).await;
+        web.get(&gateway, &format!("/runs/{run}/events"))
+            .await
+            .expect(200)
+            .await;
+        web.post(&gateway, &format!("/runs/{run}/cancel"), json!({}))
+            .await
+            .expect(200)
+            .await;
+        let third = eventually("the cancelled run's place", async || {
+            Some(web.post(&gateway, "/chat/sse", hi()).await).filter(|answer| answer.status == 200)
+        });
+        let third = third.await;
+        refused(web.post(&gateway, "/chat", hi()).await, 429, "too_many_runs").await;
+        gate.open();
+        for stream in [first, third, others] {
+            assert_eq!(stream.transcript().await.text(), "Hello");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_run_whose_end_was_read_does_not_count_any_more() {
+        let upstream = Upstream::always(openai::answer(&["a"])).await;
+        let web = Key::of("web", "concurrent_runs = 1");
+        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        for _ in 0..30 {
+            let (mut stream, _) = web.begin(&gateway, hi()).await;
+            stream.next_event_named("done").await;
+            web.post(&gateway, "/chat", hi()).await.expect(200).await.json().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_fifty_that_come_at_once_as_many_get_in_as_may() {
+        let gate = Gate::new("the end");
+        let upstream = held(&gate).await;
+        let web = Key::of("web", "concurrent_runs = 7");
+        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        let all = futures_util::future::join_all((0..50).map(|_| web.post(&gateway, "/chat/sse", hi()))).await;
+        let (admitted, turned_away): (Vec<_>, Vec<_>) = all.into_iter().partition(|answer| answer.status == 200);
+        assert_eq!(admitted.len(), 7);
+        for answer in turned_away {
+            refused(answer, 429, "too_many_runs").await;
+        }
+        gate.open();
+        for stream in admitted {
+            assert_eq!(stream.transcript().await.text(), "Hello");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_again_with_a_key_needs_no_place() {
+        let gate = Gate::new("the end");
+        let upstream = held(&gate).await;
+        let web = Key::of("web", "concurrent_runs = 1");
+        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        let ask = || web.on(Call::post("/chat/sse?key=once").json(&hi())).to(&gateway);
+        let first = ask().await.expect(200).await;
+        let again = ask().await.expect(200).await;
+        assert_eq!(first.header("x-run-id"), again.header("x-run-id"));
+        refused(web.post(&gateway, "/chat", hi()).await, 429, "too_many_runs").await;
+        gate.open();
+        for stream in [first, again] {
+            assert_eq!(stream.transcript().await.text(), "Hello");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_may_have_one_run_may_interrupt_it_and_no_other_and_not_queue() {
+        let gate = Gate::new("the end");
+        let upstream = held(&gate).await;
+        let web = Key::of("web", "concurrent_runs = 1");
+        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        let ask = |session: &str, on_busy: &str| {
+            let body = json!({"message": "Hi", "session_id": session, "on_busy": on_busy});
+            web.post(&gateway, "/chat/sse", body)
+        };
+        let mut streams = vec![ask("s", "reject").await.expect(200).await];
+        refused(ask("s", "queue").await, 429, "too_many_runs").await;
+        refused(ask("other", "interrupt").await, 429, "too_many_runs").await;
+        for _ in 0..3 {
+            streams.push(ask("s", "interrupt").await.expect(200).await);
+        }
+        refused(ask("other", "interrupt").await, 429, "too_many_runs").await;
+        gate.open();
+        let last = streams.pop().unwrap();
+        for stream in streams {
+            assert_eq!(stream.transcript().await.codes(), ["cancelled"]);
+        }
+        assert_eq!(last.transcript().await.text(), "Hello");
+    }
+}
