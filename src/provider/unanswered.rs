@@ -52,7 +52,7 @@ pub fn before_answer(error: &reqwest::Error, scheme: &str) -> ProviderError {
             kinds.contains(&io.kind())
         };
         return match () {
-            () if any(error, |cause| is_tls(cause).then_some(())).is_some() => of(Kind::Tls, None),
+            () if any(error, |cause| cause.downcast_ref::<rustls::Error>()).is_some() => of(Kind::Tls, None),
             () if any(error, |cause| cause.downcast_ref::<Nowhere>()).is_some() => {
                 of(Kind::Connect, Some(Exactly::Dns))
             }
@@ -66,7 +66,7 @@ pub fn before_answer(error: &reqwest::Error, scheme: &str) -> ProviderError {
     match any(error, |cause| cause.downcast_ref::<hyper::Error>()) {
         Some(hyper) if hyper.is_parse_too_large() => of(Kind::Protocol, Some(Exactly::HeaderLimit)),
         Some(hyper) if hyper.is_parse() => of(Kind::Protocol, None),
-        _ if any(error, |cause| is_tls(cause).then_some(())).is_some() => of(Kind::Protocol, None), // it may have been sent
+        _ if any(error, |cause| cause.downcast_ref::<rustls::Error>()).is_some() => of(Kind::Protocol, None), // it may have been sent
         _ => told,
     }
 }
@@ -87,13 +87,16 @@ fn any<'a, T>(
     error: &'a reqwest::Error,
     look: impl Fn(&'a (dyn std::error::Error + 'static)) -> Option<T>,
 ) -> Option<T> {
-    std::iter::successors(error.source(), |cause| (**cause).source()).find_map(look)
+    std::iter::successors(error.source(), |cause| behind(*cause)).find_map(look)
 }
 
-/// Whether TLS is at fault: rustls reports through `io::Error`.
-fn is_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
-    let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    cause.is::<rustls::Error>() || inner.is_some_and(|e| e.is::<rustls::Error>())
+/// What is behind a cause. An `io::Error` names what is behind that which it holds, so that one must be taken out: rustls
+/// reports through two of them.
+fn behind<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+    match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(held) => Some(held),
+        None => cause.source(),
+    }
 }
 
 /// An error and what is behind it, without the address.
@@ -106,4 +109,79 @@ fn causes(error: &reqwest::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::provider::{
+        BreakerSwitch, Limits, ProviderSettings,
+        openai::OpenAi,
+        upstream::{Credentials, HttpProvider},
+    };
+
+    /// A resolver that says nothing.
+    struct Silent;
+
+    impl Resolve for Silent {
+        fn resolve(&self, _: Name) -> Resolving {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// A resolver that knows no name.
+    struct Unknowing;
+
+    impl Resolve for Unknowing {
+        fn resolve(&self, _: Name) -> Resolving {
+            Box::pin(async { Err(Nowhere(io::Error::other("no such name")).into()) })
+        }
+    }
+
+    /// What a call comes to with such a resolver, and how long it takes.
+    async fn asked(resolver: impl Resolve + 'static) -> (ProviderError, Duration) {
+        let settings = ProviderSettings {
+            name: "far".into(),
+            kind: "openai".into(),
+            base_url: "http://provider.invalid/v1".into(),
+            api_key: None,
+            headers: BTreeMap::new(),
+            api_version: None,
+            deployment: None,
+            limits: Limits {
+                connect_timeout: Duration::from_millis(300),
+                first_byte_timeout: Duration::from_secs(60),
+                first_token_timeout: Duration::from_secs(60),
+                gap_timeout: Duration::from_secs(60),
+                max_retries: 0,
+                max_event: 1 << 20,
+            },
+            breaker: BreakerSwitch::Off,
+        };
+        let provider = HttpProvider::resolving(OpenAi, Credentials::Bearer, settings, resolver).unwrap();
+        let began = Instant::now();
+        let outcome = provider.open("/ask", "{}".into()).await;
+        (outcome.err().expect("nobody there"), began.elapsed())
+    }
+
+    // F04 and F03 of the table of faults. No packet leaves: the resolver is one of ours.
+    #[tokio::test]
+    async fn a_resolver_that_says_nothing_is_a_connection_that_never_comes() {
+        let (error, took) = asked(Silent).await;
+        assert_eq!(
+            (error.kind, error.word(), error.unsent()),
+            (Kind::ConnectTimeout, "connect_timeout", true)
+        );
+        assert!((300..5000).contains(&took.as_millis()), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_nobody_knows_leads_nowhere() {
+        let (error, _) = asked(Unknowing).await;
+        assert_eq!((error.kind, error.word(), error.unsent()), (Kind::Connect, "dns", true));
+    }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use reqwest::{
     Client, Response,
+    dns::Resolve,
     header::{
         ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
     },
@@ -70,6 +71,16 @@ impl<D: Dialect> HttpProvider<D> {
     /// # Errors
     /// A base address, header or key that cannot be one.
     pub fn new(dialect: D, credentials: Credentials, settings: ProviderSettings) -> Result<Self, ProviderError> {
+        Self::resolving(dialect, credentials, settings, Names)
+    }
+
+    /// The same, with names looked up in this way.
+    pub(super) fn resolving(
+        dialect: D,
+        credentials: Credentials,
+        settings: ProviderSettings,
+        names: impl Resolve + 'static,
+    ) -> Result<Self, ProviderError> {
         let ProviderSettings {
             name,
             base_url,
@@ -128,7 +139,7 @@ impl<D: Dialect> HttpProvider<D> {
         let client = Client::builder()
             .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
-            .dns_resolver(Arc::new(Names))
+            .dns_resolver(Arc::new(names))
             .redirect(reqwest::redirect::Policy::none()) // a redirect would carry the key elsewhere
             .connect_timeout(limits.connect_timeout)
             .pool_max_idle_per_host(MAX_IDLE)
@@ -149,7 +160,7 @@ impl<D: Dialect> HttpProvider<D> {
     }
 
     /// Sends the call and waits for the first content.
-    async fn open(&self, path: &str, body: Bytes) -> Result<ChunkStream, ProviderError> {
+    pub(super) async fn open(&self, path: &str, body: Bytes) -> Result<ChunkStream, ProviderError> {
         let request = self.client.post(format!("{}{path}", self.base_url)).body(body);
         let scheme = self.base_url.split_once(':').map_or("", |(scheme, _)| scheme);
         // Interim answers (1xx) are no answer. The client library passes over any number of them, and lets nobody count:
