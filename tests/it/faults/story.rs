@@ -1,16 +1,19 @@
 //! How a row is played, in one format, and what must hold after it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use super::row::{Outcome, Row, Said, Who};
 use super::{CREDENTIAL, KEY, SECRETS};
 use crate::house::oracle::Watched;
 use crate::house::{
-    Call, Dialect, Ending, Gateway, Oracle, Place, Request, Response, Upstream, black_hole, closed_port, get, post,
+    Call, Dialect, Ending, Gateway, Oracle, Place, Request, Response, Script, Upstream, black_hole, closed_port, get,
+    post,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,33 +44,70 @@ struct Seen {
     took: Duration,
 }
 
-/// An upstream that answers the turns of a story; the faulty ones as these scripts say, one after the other.
-pub(super) async fn upstream(row: &Row) -> Upstream {
-    let (scripts, dialect, before) = (row.scripts.clone(), row.speaks(), row.before.clone());
-    let asked = AtomicUsize::new(0);
-    Upstream::answering(move |request| match question(dialect, request).as_str() {
-        "fault" => scripts[asked.fetch_add(1, Relaxed).min(scripts.len() - 1)].clone(),
-        "just before" => before.clone().expect("it is asked only if there is a script"),
-        other => dialect.round(&["You said ", other, "."], &[]),
-    })
-    .await
+/// What an upstream says to the faulty turn, and to the one just before it; another row, and it says something else.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    before: Option<Script>,
+    scripts: VecDeque<Script>,
 }
 
-/// One row in one format, with a gateway of its own.
-pub(super) async fn check(row: Row, format: Format) {
-    let upstream = upstream(&row).await;
+impl Lines {
+    fn of(row: &Row) -> Self {
+        Self {
+            before: row.before.clone(),
+            scripts: row.scripts.clone().into(),
+        }
+    }
+
+    /// The next script; the last goes on.
+    fn next(&mut self) -> Script {
+        let script = if self.scripts.len() > 1 {
+            self.scripts.pop_front()
+        } else {
+            self.scripts.front().cloned()
+        };
+        script.expect("it is asked only if there is a script")
+    }
+}
+
+/// An upstream that answers the turns of stories, and where to say how it answers the faulty ones.
+pub(super) async fn upstream(dialect: Dialect) -> (Upstream, Arc<Mutex<Lines>>) {
+    let lines = Arc::new(Mutex::new(Lines::default()));
+    let said = lines.clone();
+    let upstream = Upstream::answering(move |request| {
+        let mut lines = said.lock().expect("nobody fails here");
+        match question(dialect, request).as_str() {
+            "fault" => lines.next(),
+            "just before" => lines.before.clone().expect("it is asked only if there is a script"),
+            "keep this" => Script::status(400, &[], "{}"),
+            // The connection is not kept: whether it can be is a matter of microseconds, and the oracle counts it.
+            other => dialect.round(&["You said ", other, "."], &[]).cut(),
+        }
+    })
+    .await;
+    (upstream, lines)
+}
+
+/// One row in every format, one after the other, with a gateway of its own. The row is given once for each format, for a
+/// gate opens but once.
+pub(super) async fn check(rows: [Row; 3]) {
+    let row = &rows[0];
+    let (upstream, lines) = upstream(row.speaks()).await;
     let (closed, hole) = (closed_port(), black_hole().await);
     let at = match row.who {
         Who::NobodyListens => closed.addr(),
         Who::NobodyAccepts => hole.addr(),
         _ => upstream.addr(),
     };
-    let known = format!(
-        "[providers.openai]\napi_key = \"{KEY}\"\n[providers.well]\nkind = \"openai\"\nbase_url = \"{}\"\n\
-         [agents.assistant]\nallowed_models = [\"well/*\"]",
-        upstream.base_url()
-    );
-    let mut recipe = Gateway::with(&at).fast().toml(&known);
+    let mut recipe = Gateway::with(&at)
+        .fast()
+        .toml(&format!("[providers.openai]\napi_key = \"{KEY}\""));
+    if row.who != Who::Scripted {
+        recipe = recipe.toml(&format!(
+            "[providers.well]\nkind = \"openai\"\nbase_url = \"{}\"\n[agents.assistant]\nallowed_models = [\"well/*\"]",
+            upstream.base_url()
+        ));
+    }
     if row.who == Who::NoSuchName {
         let nowhere = format!("http://{}.invalid/v1", "a".repeat(64));
         recipe = recipe.toml(&format!("[providers.openai]\nbase_url = \"{nowhere}\""));
@@ -79,13 +119,31 @@ pub(super) async fn check(row: Row, format: Format) {
         ));
     }
     let gateway = recipe.toml(row.toml).start().await;
-    story(&gateway, &upstream, &row, format, "s").await;
+    let mut failed = Vec::new();
+    for (format, row) in FORMATS.into_iter().zip(&rows) {
+        let story = story(&gateway, &upstream, &lines, row, format);
+        if let Err(panic) = AssertUnwindSafe(story).catch_unwind().await {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            failed.push(format!("{} ({format:?}): {}", row.name, text.unwrap_or_default()));
+        }
+    }
     gateway.stop().await;
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 /// The story: a normal turn, the faulty one, another normal one; and all that must hold.
-pub(super) async fn story<G: Watched>(gateway: &G, upstream: &Upstream, row: &Row, format: Format, session: &str) {
+pub(super) async fn story<G: Watched>(
+    gateway: &G,
+    upstream: &Upstream,
+    lines: &Mutex<Lines>,
+    row: &Row,
+    format: Format,
+) {
+    *lines.lock().expect("nobody fails here") = Lines::of(row);
+    let session = &format!("{}-{format:?}", row.name).replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let talk = Talk { gateway, row, session };
+    talk.keep_one().await;
     talk.turn("before").await;
     let mut oracle = Oracle::at_rest(gateway, upstream, &SECRETS).await;
     if row.before.is_some() {
@@ -158,11 +216,25 @@ struct Talk<'a, G> {
 impl<G: Place> Talk<'_, G> {
     /// A turn in which nothing goes wrong.
     async fn turn(&self, message: &str) -> Value {
+        let answer = post(self.gateway, "/chat", self.normal(message)).await;
+        answer.expect(200).await.json().await
+    }
+
+    fn normal(&self, message: &str) -> Value {
         let mut body = json!({"message": message, "session_id": self.session});
         if self.row.who != Who::Scripted {
             body["model"] = "well/test-model".into();
         }
-        post(self.gateway, "/chat", body).await.expect(200).await.json().await
+        body
+    }
+
+    /// A turn after which the connection is kept for certain, for it is refused, and the refusal read to its end: the
+    /// client library has a task for kept connections, which it starts with the first of them.
+    async fn keep_one(&self) {
+        post(self.gateway, "/chat", self.normal("keep this"))
+            .await
+            .expect(422)
+            .await;
     }
 
     async fn history(&self) -> Vec<Value> {

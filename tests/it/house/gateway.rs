@@ -99,9 +99,14 @@ impl Recipe {
 
     /// Starts the real program with it.
     pub(crate) async fn spawn(self) -> Process {
+        self.spawn_in(&[]).await
+    }
+
+    /// Starts the real program with it, and with these variables.
+    pub(crate) async fn spawn_in(self, env: &[(&str, &str)]) -> Process {
         let file = self.folder.path().join("story.toml");
         std::fs::write(&file, self.text()).expect("a writable folder");
-        Process::start_in(self.folder, &[], &["--config", file.to_str().expect("a plain path")]).await
+        Process::start_in(self.folder, env, &["--config", file.to_str().expect("a plain path")]).await
     }
 }
 

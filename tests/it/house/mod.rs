@@ -3,6 +3,7 @@
 //! * [`script`]: what a provider says, in which pieces, and how it breaks off ([`Script`], [`Gate`]); the words of OpenAI in [`openai`].
 //! * [`dialect`]: the same round of a model in the bytes of every provider ([`Dialect`]).
 //! * [`upstream`]: the provider that plays it and remembers what it was asked ([`Upstream`]).
+//! * [`tls`]: a door of TLS in front of it ([`tls::Door`]).
 //! * [`gateway`]: the gateway, inside the test ([`Gateway`]) or as the real program ([`Process`]).
 //! * [`redis`]: the server through which gateways follow each other's runs.
 //! * [`client`]: a client that sends every byte as told ([`post`], [`get`], [`delete`], [`Call`], [`Connection`]).
@@ -40,6 +41,7 @@ pub(crate) mod redis;
 pub(crate) mod response;
 pub(crate) mod script;
 pub(crate) mod sse;
+pub(crate) mod tls;
 pub(crate) mod upstream;
 pub(crate) mod wire;
 

@@ -43,6 +43,8 @@ pub(crate) struct Request {
 #[derive(Debug, Default)]
 struct State {
     connections: usize,
+    /// Connections that are over.
+    gone: usize,
     requests: Vec<Request>,
     /// Requests whose script is being played.
     open: usize,
@@ -133,6 +135,12 @@ impl Upstream {
         self.state.borrow().connections
     }
 
+    /// How many connections there are now, kept ones among them.
+    pub(crate) fn held(&self) -> usize {
+        let state = self.state.borrow();
+        state.connections - state.gone
+    }
+
     /// How many connections are in the middle of a script.
     pub(crate) fn open(&self) -> usize {
         self.state.borrow().open
@@ -182,7 +190,11 @@ async fn accept(listener: TcpListener, state: watch::Sender<State>, pick: Pick) 
             return;
         };
         state.send_modify(|state| state.connections += 1);
-        connections.spawn(converse(stream, number, state.clone(), pick.clone()));
+        let (state, pick) = (state.clone(), pick.clone());
+        connections.spawn(async move {
+            converse(stream, number, state.clone(), pick).await;
+            state.send_modify(|state| state.gone += 1);
+        });
         while connections.try_join_next().is_some() {}
     }
 }
