@@ -20,6 +20,9 @@ use crate::{
 /// How long a turn may take to be written. Longer than the store's own patience.
 const COMMIT: Duration = Duration::from_secs(10);
 
+/// How long it may take to write down that a turn could not be: its reader has waited already.
+const REGRET: Duration = Duration::from_secs(1);
+
 /// How often to ask whether a run that nobody reads here is still read at another gateway.
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
@@ -183,7 +186,8 @@ impl Runs {
                     ..end.clone()
                 };
                 // If this cannot be written either, the row says after a restart that the run was interrupted.
-                let _ = self.write(run, RunStatus::Failed, &failed, None).await;
+                let regret = self.store.end(run.id, RunStatus::Failed, &failed, None);
+                let _ = tokio::time::timeout(REGRET, regret).await;
                 (RunStatus::Failed, Some(unwritten))
             }
             (Err(unwritten), Some(error)) => {

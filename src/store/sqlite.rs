@@ -147,6 +147,14 @@ struct Write {
     reply: oneshot::Sender<Result<i64, Error>>,
 }
 
+impl Write {
+    /// Who has given up waiting has said so to somebody: what they wanted must not happen after that. But for a run's mere
+    /// end, which is true whenever it is written.
+    fn is_wanted(&self) -> bool {
+        !self.reply.is_closed() || matches!(self.op, Op::End { turn: None, .. })
+    }
+}
+
 enum Op {
     Begin {
         run: Box<RunRecord>,
@@ -370,11 +378,11 @@ async fn write_all(mut db: SqliteConnection, mut queue: mpsc::Receiver<Write>, c
     loop {
         tokio::select! {
             biased;
+            () = std::future::ready(()), if !waiting.is_empty() => {}
             count = queue.recv_many(&mut waiting, BATCH) => if count == 0 { break },
             () = closing.cancelled(), if !queue.is_closed() => queue.close(), // what is in it is still written
         }
-        // Who has given up waiting has said so to somebody: what they wanted must not happen after that.
-        waiting.retain(|write| !write.reply.is_closed());
+        waiting.retain(Write::is_wanted);
         let (lasting, quick): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|write| write.op.lasting());
         // What need not wait for the disk goes first, so that it does not.
         for (batch, synchronous) in [
@@ -390,21 +398,38 @@ async fn write_all(mut db: SqliteConnection, mut queue: mpsc::Receiver<Write>, c
                     .zip(outcomes)
                     .for_each(|(write, rows)| drop(write.reply.send(Ok(rows)))),
                 // One that fails must not take the others with it: each gets a transaction of its own.
-                Err(_) if batch.len() > 1 => {
-                    for write in batch {
+                Err(error) if batch.len() > 1 && !is_everybodys(&error) => {
+                    for write in batch.into_iter().filter(Write::is_wanted) {
                         let outcome = write_batch(&mut db, std::slice::from_ref(&write), synchronous).await;
                         drop(write.reply.send(outcome.map(|rows| rows[0]).map_err(|e| broken(&e))));
                     }
                 }
-                Err(error) => batch
-                    .into_iter()
-                    .for_each(|write| drop(write.reply.send(Err(broken(&error))))),
+                Err(error) => {
+                    // Who came meanwhile has waited for the same file: a turn is tried once more, nothing else.
+                    let came = std::iter::from_fn(|| queue.try_recv().ok());
+                    let (lasting, quick): (Vec<_>, Vec<_>) = came.take(QUEUE).partition(|write| write.op.lasting());
+                    waiting.extend(lasting);
+                    for write in batch.into_iter().chain(quick) {
+                        drop(write.reply.send(Err(broken(&error))));
+                    }
+                }
             }
         }
     }
     if let Err(error) = db.close().await {
         tracing::warn!(%error, "the store was not closed cleanly; nothing that was acknowledged is lost");
     }
+}
+
+/// Whether an error is the file's, or its disk's: then the other writes of a batch would wait for it again one by one, each
+/// as long as they all have waited. An operation's own is a constraint, or a value.
+fn is_everybodys(error: &sqlx::Error) -> bool {
+    const OF_AN_OPERATION: [i32; 4] = [1, 18, 19, 20]; // SQLITE_ERROR, _TOOBIG, _CONSTRAINT, _MISMATCH
+    let code = error
+        .as_database_error()
+        .and_then(|error| error.code()?.parse::<i32>().ok());
+    !matches!(error, sqlx::Error::RowNotFound | sqlx::Error::Decode(_))
+        && code.is_none_or(|code| !OF_AN_OPERATION.contains(&(code & 0xff)))
 }
 
 /// One transaction.
@@ -417,6 +442,11 @@ async fn write_batch(
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *db).await?;
     let mut outcomes = Vec::with_capacity(batch.len());
     for write in batch {
+        // The lock may have been long in coming, and its asker be gone.
+        if !write.is_wanted() {
+            outcomes.push(0);
+            continue;
+        }
         match write.op.apply(&mut *db).await {
             Ok(rows) => outcomes.push(rows),
             Err(error) => {
@@ -439,9 +469,10 @@ impl Store for Sqlite {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
+            // The writer goes last: only who may write can put into the file what waits beside it.
+            self.reads.close().await;
             self.closing.cancel();
             self.writer.wait().await;
-            self.reads.close().await;
             // Said, not left to the descriptor's end: a child that is being started holds a copy of it for a moment.
             let _ = self.lock.unlock();
         })
