@@ -6,6 +6,7 @@
     reason = "in a test, what cannot be is a failure"
 )]
 
+mod agent_faults;
 mod fallbacks;
 mod faults;
 mod formats;
@@ -19,6 +20,7 @@ mod tools;
 
 mod bad_requests;
 mod contract;
+mod fault_index;
 mod front_door;
 #[cfg(feature = "jwt")]
 mod jwt;
@@ -30,6 +32,7 @@ mod artifacts;
 mod browser;
 mod client_faults;
 mod fleet;
+mod host_faults;
 mod limits;
 mod metrics;
 mod process;
