@@ -22,6 +22,11 @@ fn wire(path: &str, body: &Value) -> String {
     )
 }
 
+/// What is kept, and where, is not the question here.
+fn recipe(upstream: &Upstream) -> gateway::Recipe {
+    Gateway::with(upstream).toml("[store]\nurl = \"memory:\"\n[artifacts]\nurl = \"memory:\"")
+}
+
 fn hi() -> Value {
     json!({"message": "Hi", "session_id": "s", "on_disconnect": "cancel"})
 }
@@ -96,7 +101,7 @@ mod vanished {
 
     async fn gateway(upstream: &Upstream) -> Gateway {
         let seconds = LOST.as_secs();
-        let recipe = Gateway::with(upstream).toml(&format!(
+        let recipe = super::recipe(upstream).toml(&format!(
             "[server]\nlost_timeout = \"{seconds}s\"\nheartbeat = \"300ms\""
         ));
         recipe.start().await
@@ -189,10 +194,7 @@ mod taking_nothing {
     const STALL: Duration = Duration::from_secs(1);
 
     async fn gateway(upstream: &Upstream) -> Gateway {
-        Gateway::with(upstream)
-            .toml("[server]\nwrite_timeout = \"1s\"")
-            .start()
-            .await
+        recipe(upstream).toml("[server]\nwrite_timeout = \"1s\"").start().await
     }
 
     /// C05: the connection is cut when a write has got nowhere for `server.write_timeout`; what it means for the run is the
@@ -294,7 +296,7 @@ mod saying_too_much {
             for _ in 0..5 {
                 let gate = Gate::new("in the middle");
                 let upstream = playing(Script::sse().role().say("Hel").wait(&gate).hang()).await;
-                let gateway = Gateway::with(&upstream).start().await;
+                let gateway = recipe(&upstream).start().await;
                 let mut connection = Connection::open(&gateway).await;
                 connection.send_raw(wire(path, &hi())).await;
                 gate.reached().await;
@@ -321,7 +323,7 @@ mod saying_too_much {
             let gate = Gate::new("the end");
             let upstream = playing(Script::sse().role().say("Hel").wait(&gate).say("lo").complete()).await;
             let settings = "[server]\nheartbeat = \"200ms\"\n[runs]\ndeadline = \"2s\"";
-            let gateway = Gateway::with(&upstream).toml(settings).start().await;
+            let gateway = recipe(&upstream).toml(settings).start().await;
             let mut connection = Connection::open(&gateway).await;
             connection.send_raw(wire(path, &hi()) + "G").await;
             gate.reached().await;
