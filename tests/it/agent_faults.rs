@@ -224,8 +224,11 @@ fn rows() -> Vec<Row> {
 /// The last thing that the user said.
 fn asked(request: &Request) -> String {
     let all = request.json["messages"].as_array().cloned().unwrap_or_default();
-    let users = all.iter().filter(|message| message["role"] == "user");
-    users.last().map(|last| last["content"].to_string()).unwrap_or_default()
+    let mut users = all.iter().filter(|message| message["role"] == "user");
+    users
+        .next_back()
+        .map(|last| last["content"].to_string())
+        .unwrap_or_default()
 }
 
 async fn said(gateway: &Gateway) -> Vec<Value> {

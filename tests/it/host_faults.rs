@@ -189,7 +189,7 @@ mod killed {
                     wire.len()
                 );
                 connection.send_raw(head + &wire).await;
-                connection.try_answer(door).await.err().expect("an end without a word")
+                connection.try_answer(door).await.expect_err("an end without a word")
             })
         };
         let (whole, text) = (waiting("/chat", "json"), waiting("/chat/stream", "text"));
