@@ -33,8 +33,8 @@ mod sse;
 /// What stands for a secret in what is sent: no answer may repeat it.
 const CANARY: &str = "canary-7f3a";
 
-/// How long a refusal may take once the request is there. What is told late has cost something.
-const SOON: Duration = Duration::from_secs(3);
+/// How long half of all refusals may take at most, once the request is there, also on a machine that has much to do.
+const SOON: Duration = Duration::from_secs(1);
 
 /// How a request is to be answered.
 #[derive(Clone, Copy, Debug)]
@@ -118,39 +118,43 @@ fn all() -> Vec<Row> {
     rooms.concat()
 }
 
-/// Runs all of these, some at the same time; every one that fails is told.
-async fn every(rows: Vec<Row>, run: impl AsyncFn(Row)) {
+/// Runs all of these, some at the same time, and gives what came of each; every one that fails is told.
+async fn every<T>(rows: Vec<Row>, run: impl AsyncFn(Row) -> T) -> Vec<T> {
     let total = rows.len();
     let outcomes = stream::iter(rows).map(async |row: Row| {
         let id = row.id.clone();
-        let panic = AssertUnwindSafe(run(row)).catch_unwind().await.err()?;
+        let panic = match AssertUnwindSafe(run(row)).catch_unwind().await {
+            Ok(outcome) => return Ok(outcome),
+            Err(panic) => panic,
+        };
         let what = panic
             .downcast::<String>()
             .map_or_else(|_| "a panic".to_owned(), |what| *what);
-        Some(format!("{id}: {}", what.chars().take(400).collect::<String>()))
+        Err(format!("{id}: {}", what.chars().take(400).collect::<String>()))
     });
-    let failed: Vec<String> = outcomes
-        .buffer_unordered(16)
-        .filter_map(async |failure| failure)
-        .collect()
-        .await;
+    let outcomes: Vec<Result<T, String>> = outcomes.buffer_unordered(16).collect().await;
+    let (fine, failed): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    let failed: Vec<String> = failed.into_iter().filter_map(Result::err).collect();
     assert!(
         failed.is_empty(),
         "{} of {total} rows:\n{}",
         failed.len(),
         failed.join("\n")
     );
+    fine.into_iter().filter_map(Result::ok).collect()
 }
 
 /// All of these on raw connections to a gateway inside the test; none of them begins anything.
 async fn refused_all(rows: Vec<Row>) {
     let (upstream, gateway) = house().await;
-    every(rows, async |row| answered(gateway.addr(), row).await).await;
+    let mut took = every(rows, async |row| answered(gateway.addr(), row).await).await;
+    took.sort_unstable();
+    assert!(took[took.len() / 2] < SOON, "refused late: {took:?}");
     nothing_happened(&upstream, &gateway, gateway.folder()).await;
 }
 
-/// One row.
-async fn answered(place: SocketAddr, row: Row) {
+/// One row; and how long the answer took.
+async fn answered(place: SocketAddr, row: Row) -> Duration {
     let mut connection = Connection::open(&place).await;
     connection.send_raw(&row.bytes).await;
     if row.fin {
@@ -163,7 +167,6 @@ async fn answered(place: SocketAddr, row: Row) {
         .await
         .unwrap_or_else(|end| panic!("no answer: {end}"));
     let took = answer.at - sent;
-    assert!(took < SOON, "refused after {took:?}");
     if let Says::Problem(status, code) = row.says {
         let line = row.bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let line = String::from_utf8_lossy(line);
@@ -200,6 +203,7 @@ async fn answered(place: SocketAddr, row: Row) {
             connection.closed().await;
         }
     }
+    took
 }
 
 /// A refusal with all that belongs to one, and nothing of what was sent.
