@@ -94,7 +94,8 @@ fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// `attachment`, and the name twice (RFC 6266): for old clients in ASCII, and as it is.
-fn disposition(name: &str) -> String {
+#[must_use]
+pub fn disposition(name: &str) -> String {
     let ascii = |c: char| match c {
         // Some clients take `\` and `%` for the beginning of something.
         '"' | '\\' | '%' => '_',

@@ -118,7 +118,10 @@ fn media_type(headers: &HeaderMap) -> Result<(), Error> {
 }
 
 /// JSON to the letter: UTF-8, one value, no name twice in an object, at most 64 deep.
-fn parse(bytes: &[u8]) -> Result<Value, Error> {
+///
+/// # Errors
+/// `json_invalid`.
+pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
     let invalid = |what: String| Error::new(ErrorCode::JsonInvalid, what);
     let text = std::str::from_utf8(bytes).map_err(|_| invalid("The body is not UTF-8.".to_owned()))?;
     let mut reader = serde_json::Deserializer::from_str(text);

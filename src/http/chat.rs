@@ -110,7 +110,7 @@ pub async fn sse_by_query(
         return resume(&front, &caller, id, data, &request_id).await;
     }
     let key = order::key(headers, query.take("key"))?;
-    let order = order::from_query(query.rest(), key, caller, &front)?;
+    let order = order::from_query(query.rest(), key, caller, front.settings.detach_grace)?;
     let reader = begin(&front, order, Interest::Every).await?;
     Ok(format::sse::respond(
         reader,
@@ -157,7 +157,7 @@ pub(super) async fn ordered(
     let mut query = Query::read(request.uri().query(), known)?;
     let key = order::key(request.headers(), query.take("key"))?;
     let body = body::json(request, &front.settings).await?;
-    Ok(order::from_body(body, key, door, caller, front)?)
+    Ok(order::from_body(body, key, door, caller, front.settings.detach_grace)?)
 }
 
 /// The event that a client names as the last it has: the header wins, for a reconnect repeats the old URL. A browser that

@@ -1,14 +1,13 @@
 //! A request for a run, field by field: CONTRACT § 4. What is read here is checked for its form; whether the session,
 //! the agent or the model exist is the run's to say.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::http::HeaderMap;
 use base64::Engine as _;
 use serde_json::{Map, Value};
 
 use super::{
-    Front,
     auth::Caller,
     fields::{Fields, no_nul},
     format::sse::Data,
@@ -59,7 +58,7 @@ pub fn from_body(
     key: Option<String>,
     door: Door,
     caller: Caller,
-    front: &Front,
+    detach_grace: Duration,
 ) -> Result<(Order, Option<Data>), Error> {
     let mut fields = Fields::of_body(body)?;
     let data = fields.word("format", &[("raw", Data::Raw), ("json", Data::Json)])?;
@@ -85,11 +84,11 @@ pub fn from_body(
     let default = match (door, &idempotency) {
         (Door::Background, _) => OnDisconnect::Continue,
         (Door::Direct, None) => OnDisconnect::Cancel,
-        (Door::Events, _) | (_, Some(_)) => OnDisconnect::Grace(front.settings.detach_grace),
+        (Door::Events, _) | (_, Some(_)) => OnDisconnect::Grace(detach_grace),
     };
     let policies = [
         ("cancel", OnDisconnect::Cancel),
-        ("grace", OnDisconnect::Grace(front.settings.detach_grace)),
+        ("grace", OnDisconnect::Grace(detach_grace)),
         ("continue", OnDisconnect::Continue),
     ];
     let mut order = Order {
@@ -126,7 +125,7 @@ pub fn from_query(
     parameters: BTreeMap<String, String>,
     key: Option<String>,
     caller: Caller,
-    front: &Front,
+    detach_grace: Duration,
 ) -> Result<Order, Error> {
     if parameters
         .get("message")
@@ -142,7 +141,7 @@ pub fn from_query(
         .into_iter()
         .map(|(name, value)| (name, Value::String(value)))
         .collect();
-    Ok(from_body(Value::Object(body), key, Door::Events, caller, front)?.0)
+    Ok(from_body(Value::Object(body), key, Door::Events, caller, detach_grace)?.0)
 }
 
 /// The idempotency key of a request: the header's or the query's.

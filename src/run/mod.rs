@@ -39,7 +39,7 @@ pub mod start;
 pub use follow::Follow;
 pub use log::{Found, Interest, Reader, View};
 pub use permit::Permit;
-pub use shelf::{ArtifactLimits, Artifacts};
+pub use shelf::{ArtifactLimits, Artifacts, plain_name};
 pub use start::Order;
 
 /// A run, as long as its log is held.

@@ -227,7 +227,8 @@ impl Runs {
 
 /// A file's name, made harmless: no path, nothing that cannot be seen or turns text around, and not too long. It is only
 /// told, never used as a path.
-fn plain_name(told: &str) -> String {
+#[must_use]
+pub fn plain_name(told: &str) -> String {
     let last = told.rsplit(['/', '\\']).next().unwrap_or_default();
     let seen: String = last.chars().filter(|c| !invisible(*c)).collect();
     let seen = seen.trim();

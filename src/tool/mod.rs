@@ -25,7 +25,7 @@ mod current_time;
 mod guard;
 mod http;
 mod mcp;
-mod template;
+pub mod template;
 mod write_file;
 
 pub use guard::Guard;

@@ -9,19 +9,19 @@ use serde_json::{Map, Value};
 
 mod address;
 
-pub(super) use address::Address;
+pub use address::Address;
 use address::Pair;
 
 /// What stands for a value inside a string while a template is checked; no template has it by chance.
 const DUMMY: &str = "xSLUICEGATEx";
 
 /// What can stand in the places of a template.
-#[derive(Clone, Copy)]
-pub(super) struct Values<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Values<'a> {
     /// By `{name}`.
-    pub(super) arguments: &'a Map<String, Value>,
+    pub arguments: &'a Map<String, Value>,
     /// By `{context.key}`.
-    pub(super) facts: &'a Map<String, Value>,
+    pub facts: &'a Map<String, Value>,
 }
 
 impl Values<'_> {
@@ -84,7 +84,8 @@ enum Around {
 }
 
 /// A JSON Schema's properties: what `{name}` can be.
-pub(super) struct Parameters<'a>(pub(super) &'a Value);
+#[derive(Clone, Copy, Debug)]
+pub struct Parameters<'a>(pub &'a Value);
 
 impl Parameters<'_> {
     /// Whether there is such a parameter; facts are known only when somebody asks.
@@ -130,7 +131,7 @@ impl Parameters<'_> {
 
 /// What a body is, which decides how a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// JSON: a value is JSON, and inside a string it is text, escaped.
     Json,
     /// A form, as browsers send it: a value is percent-encoded.
@@ -143,7 +144,8 @@ pub(super) enum Kind {
 
 impl Kind {
     /// What a media type says.
-    pub(super) fn of(media_type: &str) -> Self {
+    #[must_use]
+    pub fn of(media_type: &str) -> Self {
         match media_type
             .split(';')
             .next()
@@ -163,7 +165,7 @@ impl Kind {
 
 /// A body with places.
 #[derive(Debug)]
-pub(super) struct Body(Parts);
+pub struct Body(Parts);
 
 #[derive(Debug)]
 enum Parts {
@@ -176,7 +178,7 @@ impl Body {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn parse(text: &str, kind: Kind, parameters: &Parameters<'_>) -> Result<Self, String> {
+    pub fn parse(text: &str, kind: Kind, parameters: &Parameters<'_>) -> Result<Self, String> {
         if kind == Kind::Form {
             return Ok(Self(Parts::Form(Pair::all(text.trim(), parameters)?)));
         }
@@ -208,7 +210,7 @@ impl Body {
     ///
     /// # Errors
     /// Which of them cannot stand there, for the model.
-    pub(super) fn fill(&self, values: Values<'_>) -> Result<String, String> {
+    pub fn fill(&self, values: Values<'_>) -> Result<String, String> {
         let pieces = match &self.0 {
             Parts::Form(pairs) => return Pair::fill(pairs, values),
             Parts::Pieces(pieces) => pieces,

@@ -13,6 +13,7 @@ mod formats;
 mod gemini;
 mod house;
 mod mcp;
+mod properties;
 mod provider;
 mod recorded;
 mod structured;

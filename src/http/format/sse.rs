@@ -134,7 +134,7 @@ impl http_body::Body for SseBody {
 
 /// A text as `data` lines: one for every line of it, so that the standard's reader joins them to the same text. CR and
 /// CRLF are line ends too, also where an LF is in the next token. There is always at least one line.
-fn raw_data(out: &mut Vec<u8>, text: &str, after_cr: bool) {
+pub fn raw_data(out: &mut Vec<u8>, text: &str, after_cr: bool) {
     let bytes = text.as_bytes();
     let mut rest = if after_cr {
         bytes.strip_prefix(b"\n").unwrap_or(bytes)

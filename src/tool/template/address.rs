@@ -9,7 +9,7 @@ const MAX_URL: usize = 8 << 10;
 
 /// An address with places in its path and in its query.
 #[derive(Debug)]
-pub(in crate::tool) struct Address {
+pub struct Address {
     /// The scheme, the host and the port: as they are written, always.
     start: String,
     /// Between the slashes.
@@ -25,7 +25,7 @@ impl Address {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(in crate::tool) fn parse(text: &str, parameters: &Parameters<'_>) -> Result<Self, String> {
+    pub fn parse(text: &str, parameters: &Parameters<'_>) -> Result<Self, String> {
         if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\') {
             return Err("there are no spaces, control characters and backslashes in an address".into());
         }
@@ -72,7 +72,7 @@ impl Address {
     ///
     /// # Errors
     /// Which of them cannot stand there, for the model.
-    pub(in crate::tool) fn fill(&self, values: Values<'_>) -> Result<Url, String> {
+    pub fn fill(&self, values: Values<'_>) -> Result<Url, String> {
         let mut out = self.start.clone();
         for pieces in &self.path {
             out.push('/');

@@ -1,0 +1,7 @@
+#![no_main]
+#![allow(dead_code, reason = "each target is one of these")]
+
+#[path = "../../tests/it/properties/bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::frames(bytes));
