@@ -10,10 +10,10 @@ use crate::{
     config::Settings,
     error::{Error, ErrorCode},
     http::{Front, FrontSettings, admin, auth::jwt::Issuer, health::Readiness, listen, router, routes},
-    limit::Limiter,
+    limit::{Common, Limiter},
     meters::Meters,
     provider::Providers,
-    run::{Artifacts, Runs},
+    run::{Artifacts, Others, Runs},
     store::{self, Blobs},
     tool::{self, Tools},
 };
@@ -46,7 +46,17 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         limits: settings.artifacts,
     };
     let store = store::open(settings.store_url.as_str()).await?;
-    let relay = store::open_relay(settings.run_log_url.as_str())?;
+    let others = match store::open_relay(settings.run_log_url.as_str())? {
+        None => Others::default(),
+        Some((relay, tally)) => Others {
+            relay: Some(relay),
+            common: Some(Arc::new(Common::new(tally))),
+        },
+    };
+    let common = others.common.clone();
+    if let Some(common) = &common {
+        common.begin().await;
+    }
     let listener = TcpListener::bind(listen_at)
         .await
         .map_err(|e| config_error(format!("cannot listen on {listen_at}: {e}")))?;
@@ -60,11 +70,11 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     introduce(&settings, &agents, address, admin);
     tools.begin().await;
 
-    let runs = Runs::new(agents, providers, tools, store, artifacts, relay, settings.runs, meters);
+    let runs = Runs::new(agents, providers, tools, store, artifacts, others, settings.runs, meters);
     let front = Front {
         runs: runs.clone(),
         issuer,
-        limiter: Arc::new(Limiter::default()),
+        limiter: Arc::new(Limiter::new(common.clone())),
         settings: Arc::new(FrontSettings {
             max_body: settings.max_body,
             max_headers: settings.listener.max_headers,
@@ -77,7 +87,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         readiness: Arc::new(Readiness::default()),
     };
     let stop = CancellationToken::new();
-    let task = tokio::spawn(live(listener, back, front, settings, stop.clone()));
+    let task = tokio::spawn(live(listener, back, front, common, settings, stop.clone()));
     Ok(Running {
         address,
         admin,
@@ -125,6 +135,7 @@ async fn live(
     listener: TcpListener,
     back: Option<TcpListener>,
     front: Front,
+    common: Option<Arc<Common>>,
     settings: Settings,
     stop: CancellationToken,
 ) {
@@ -154,6 +165,7 @@ async fn live(
     let housekeeping = async {
         tokio::join!(
             runs.mirror(),
+            tend(common),
             runs.sweep(),
             runs.sweep_artifacts(),
             keep(issuer.as_deref()),
@@ -186,6 +198,14 @@ async fn keep(issuer: Option<&Issuer>) {
     match issuer {
         Some(issuer) => issuer.keep().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Counts together with the other gateways, if there are any, for ever.
+async fn tend(common: Option<Arc<Common>>) {
+    match common {
+        Some(common) => common.tend().await,
+        None => {}
     }
 }
 

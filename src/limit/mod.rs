@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,10 +12,13 @@ use tokio::time::Instant;
 use crate::{
     chat::Principal,
     error::{Error, ErrorCode},
+    store::tally::Counted,
 };
 
+mod common;
 mod window;
 
+pub use common::Common;
 use window::Window;
 pub use window::{MINUTE, Standing};
 
@@ -48,6 +51,7 @@ pub struct Verdict {
 #[derive(Default)]
 pub struct Limiter {
     book: Mutex<Book>,
+    common: Option<Arc<Common>>,
 }
 
 #[derive(Default)]
@@ -61,9 +65,18 @@ struct Book {
 struct Account {
     asked: Window,
     returned: Window,
+    /// Who has this limit, or a smaller one, is not let in before then: the other gateways said so.
+    shut: Option<(u32, Instant)>,
 }
 
 impl Limiter {
+    /// Counts by itself, and with the other gateways, if there are any.
+    #[must_use]
+    pub fn new(common: Option<Arc<Common>>) -> Self {
+        let book = Mutex::default();
+        Self { book, common }
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,19 +87,25 @@ impl Limiter {
     /// `rate_limited`: more callers than can be counted.
     pub async fn admit(&self, who: &Principal, limit: u32, errand: Errand) -> Result<Verdict, Error> {
         let now = Instant::now();
-        let mut book = self.book();
-        let account = book.account(who, now)?;
-        let outcome = match errand {
-            Errand::Ask => account.asked.admit(now, limit),
-            Errand::Return => {
-                let bound = limit.saturating_mul(RETURNS.0).max(RETURNS.1);
-                account.returned.admit(now, bound)
-            }
+        let mut verdict = self.book().account(who, now)?.admit(now, limit, errand);
+        let (Some(common), Errand::Ask, Ok(())) = (&self.common, errand, &verdict.outcome) else {
+            return Ok(verdict);
         };
-        Ok(Verdict {
-            standing: account.asked.standing(now, limit),
-            outcome: outcome.map_err(too_often),
-        })
+        match common.ask(common.tally().count(who, limit, MINUTE)).await {
+            Some(Counted::In { remaining, reset }) => {
+                verdict.standing.remaining = remaining.min(verdict.standing.remaining);
+                verdict.standing.reset = reset;
+            }
+            Some(Counted::Out(wait)) => {
+                let mut book = self.book();
+                let account = book.account(who, Instant::now())?;
+                account.asked.take_back(now);
+                account.shut = Some((limit, Instant::now() + wait));
+                verdict = Verdict::shut(limit, wait);
+            }
+            None => {}
+        }
+        Ok(verdict)
     }
 }
 
@@ -117,8 +136,39 @@ impl Book {
 }
 
 impl Account {
+    /// What this gateway says by itself.
+    fn admit(&mut self, now: Instant, limit: u32, errand: Errand) -> Verdict {
+        self.shut = self.shut.filter(|(_, end)| *end > now);
+        let outcome = match (errand, self.shut) {
+            // Nothing that is asked of the others now can be answered otherwise, so a flood of refusals ends here.
+            (Errand::Ask, Some((shut, end))) if limit <= shut => return Verdict::shut(limit, end - now),
+            (Errand::Ask, _) => self.asked.admit(now, limit),
+            (Errand::Return, _) => {
+                let bound = limit.saturating_mul(RETURNS.0).max(RETURNS.1);
+                self.returned.admit(now, bound)
+            }
+        };
+        Verdict {
+            standing: self.asked.standing(now, limit),
+            outcome: outcome.map_err(too_often),
+        }
+    }
+
     fn idle(&mut self, now: Instant) -> bool {
-        self.asked.idle(now) && self.returned.idle(now)
+        self.asked.idle(now) && self.returned.idle(now) && self.shut.is_none_or(|(_, end)| end <= now)
+    }
+}
+
+impl Verdict {
+    /// There were as many as may be, here and elsewhere.
+    fn shut(limit: u32, wait: Duration) -> Self {
+        let standing = Standing {
+            limit,
+            remaining: 0,
+            reset: wait,
+        };
+        let outcome = Err(too_often(wait));
+        Self { standing, outcome }
     }
 }
 

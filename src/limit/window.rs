@@ -41,6 +41,13 @@ impl Window {
         Ok(())
     }
 
+    /// Forgets the one that was let in then: it came to nothing.
+    pub(super) fn take_back(&mut self, then: Instant) {
+        if let Some(at) = self.times.iter().rposition(|time| *time == then) {
+            self.times.remove(at);
+        }
+    }
+
     /// How whoever has this limit stands.
     pub(super) fn standing(&mut self, now: Instant, limit: u32) -> Standing {
         self.forget(now);
@@ -130,5 +137,17 @@ mod tests {
         assert_eq!(window.standing(at(4), 2).remaining, 0);
         window.admit(at(4), 5).unwrap();
         assert_eq!(window.admit(at(4), 5), Err(Duration::from_secs(56)));
+    }
+
+    #[test]
+    fn what_came_to_nothing_does_not_count() {
+        let (mut window, now) = (Window::default(), Instant::now());
+        window.admit(now, 1).unwrap();
+        window.take_back(now);
+        assert!(window.idle(now));
+        window.take_back(now);
+        window.admit(now, 1).unwrap();
+        assert!(!window.idle(now));
+        assert!(window.idle(now + MINUTE));
     }
 }

@@ -201,6 +201,8 @@ impl Runs {
         self.count(run, status, &done, &end.calls);
         if error.as_ref().is_some_and(|error| error.code == ErrorCode::SessionBusy) {
             self.meters.session_conflict();
+        if let Some(common) = &self.common {
+            common.leave(run.id).await;
         }
         self.registry.release(run, status == RunStatus::Completed);
         let mut ended = Ended {

@@ -18,6 +18,7 @@ use crate::{
     agent::Agents,
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
+    limit::Common,
     meters::{Meters, RunsNow},
     provider::Providers,
     store::{RunRecord, RunStatus, Store, relay::Relay},
@@ -192,6 +193,15 @@ pub struct Limits {
     pub queue_patience: Duration,
 }
 
+/// The other gateways of a fleet: through what they are told of runs, and what is counted together with them.
+#[derive(Clone, Default)]
+pub struct Others {
+    /// Where logs are mirrored.
+    pub relay: Option<Arc<dyn Relay>>,
+    /// Where the runs that callers have are counted.
+    pub common: Option<Arc<Common>>,
+}
+
 /// Everything that runs need: one of it, shared.
 pub struct Runs {
     /// Who can be asked.
@@ -212,6 +222,8 @@ pub struct Runs {
     pub(crate) registry: registry::Registry,
     /// The other gateways, if there are any.
     fleet: Option<fleet::Fleet>,
+    /// What is counted with them.
+    common: Option<Arc<Common>>,
     /// The tasks of all runs.
     pub(crate) tasks: TaskTracker,
     /// Cancelled: what still runs is to be interrupted.
@@ -227,13 +239,16 @@ impl Runs {
         tools: Tools,
         store: Arc<dyn Store>,
         artifacts: Artifacts,
-        relay: Option<Arc<dyn Relay>>,
+        others: Others,
         limits: Limits,
         meters: Arc<Meters>,
     ) -> Arc<Self> {
         let registry = registry::Registry::beside(&*store, meters.clone());
         Arc::new(Self {
-            fleet: relay.map(|relay| fleet::Fleet::new(relay, registry.held.clone())),
+            fleet: others
+                .relay
+                .map(|relay| fleet::Fleet::new(relay, registry.held.clone())),
+            common: others.common,
             registry,
             agents,
             providers,
@@ -271,6 +286,14 @@ impl Runs {
     #[must_use]
     pub fn draining(&self) -> bool {
         self.registry.closed()
+    }
+
+    /// Whether there is room for one more run: asked before anything is read that would be for nothing.
+    ///
+    /// # Errors
+    /// `shutting_down`, `overloaded`.
+    pub fn open(&self) -> Result<(), Error> {
+        self.registry.open(&self.limits)
     }
 
     /// Refuses new runs from now on.

@@ -121,14 +121,7 @@ impl Registry {
                 .map(|()| Admission::Known(known.clone()));
         }
         books.room(limits).inspect_err(|full| self.shed(full))?;
-        if own > 0
-            && books
-                .of
-                .get(&run.principal)
-                .is_some_and(|has| *has >= own + books.stopped_by(run, on_busy))
-        {
-            return Err(too_many_runs());
-        }
+        books.room_of(run, on_busy, own)?;
         while self.held.load(Ordering::Relaxed) > limits.memory_limit {
             let Some((_, oldest)) = books.finished.pop_front() else {
                 self.meters.shed(Shed::Memory);
@@ -166,6 +159,33 @@ impl Registry {
         *books.of.entry(run.principal.clone()).or_default() += 1;
         books.runs.insert(run.id, run.clone());
         Ok(admission)
+    }
+
+    /// Whether this gateway has room for one more run, whosever it is.
+    ///
+    /// # Errors
+    /// `shutting_down`, `overloaded`.
+    pub fn open(&self, limits: &Limits) -> Result<(), Error> {
+        let books = self.books();
+        books.room(limits)?;
+        if self.held.load(Ordering::Relaxed) > limits.memory_limit && books.finished.is_empty() {
+            return Err(overloaded());
+        }
+        Ok(())
+    }
+
+    /// Whether a run could be let in: false if its key belongs to one that is known here.
+    ///
+    /// # Errors
+    /// `shutting_down`, `overloaded`, `too_many_runs`.
+    pub fn room(&self, run: &Run, on_busy: OnBusy, limits: &Limits, own: usize) -> Result<bool, Error> {
+        let books = self.books();
+        let key = run.idempotency.as_ref();
+        if key.is_some_and(|(key, _)| books.keys.contains_key(&(run.principal.clone(), key.clone()))) {
+            return Ok(false);
+        }
+        books.room(limits)?;
+        books.room_of(run, on_busy, own).map(|()| true)
     }
 
     /// The run lets go of its session, or of its place in the line for it, and of its place among those that run: called
@@ -360,6 +380,15 @@ impl Books {
         }
         if limits.max_runs > 0 && self.running >= limits.max_runs {
             return Err(overloaded());
+        }
+        Ok(())
+    }
+
+    /// Whether its caller may have one more.
+    fn room_of(&self, run: &Run, on_busy: OnBusy, own: usize) -> Result<(), Error> {
+        let has = self.of.get(&run.principal).copied().unwrap_or(0);
+        if own > 0 && has >= own + self.stopped_by(run, on_busy) {
+            return Err(too_many_runs());
         }
         Ok(())
     }

@@ -313,16 +313,11 @@ pub(super) mod tests {
         };
         let providers = Providers::new(vec![], &Arc::default()).unwrap();
         let tools = crate::tool::Tools::new(crate::tool::ToolSettings::default()).unwrap();
-        Runs::new(
-            agents,
-            providers,
-            tools,
-            store,
-            artifacts,
+        let others = crate::run::Others {
             relay,
-            limits,
-            Arc::default(),
-        )
+            ..crate::run::Others::default()
+        };
+        Runs::new(agents, providers, tools, store, artifacts, others, limits, Arc::default())
     }
 
     pub(in crate::run) async fn run(runs: &Runs, session: Option<&str>) -> Arc<Run> {

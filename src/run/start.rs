@@ -16,13 +16,17 @@ use super::{
     fleet::Mirrored,
     log::Log,
     recall::{Asked, Recalled},
-    registry::{Admission, same_request},
+    registry::{Admission, same_request, too_many_runs},
 };
 use crate::{
     agent::{Agent, Form, ModelRef, Turn, form::fitted, step::Candidate},
     chat::{ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice},
     error::{Error, ErrorCode},
-    store::{KEY_LIFE, RunRecord, RunStatus},
+    limit::Common,
+    store::{
+        KEY_LIFE, RunRecord, RunStatus,
+        tally::{Counting, Place},
+    },
 };
 
 /// How often a run asks to be let in while those with its key come to nothing.
@@ -192,9 +196,21 @@ impl Runs {
     /// come to nothing, for one because another gateway was first: then it is asked again.
     async fn admit(&self, run: &Arc<Run>, on_busy: OnBusy, own: usize) -> Result<Admission, Error> {
         for _ in 0..TRIES {
+            let place = match self.enter(run, on_busy, own).await {
+                // Unless it is the run of this key that has the last place.
+                Err(full) if full.code == ErrorCode::TooManyRuns => {
+                    let known = self.started_before(&run.principal, run.idempotency.as_ref()).await?;
+                    return known.map(Admission::Known).ok_or(full);
+                }
+                place => place?,
+            };
             match self.registry.admit(run, on_busy, &self.limits, own)? {
                 Admission::Known(known) if !self.registry.begins(&known).await => {}
-                admission => return Ok(admission),
+                Admission::Known(known) => return Ok(Admission::Known(known)),
+                admitted => {
+                    place.into_iter().for_each(Entered::keep);
+                    return Ok(admitted);
+                }
             }
             if let Some(known) = self.started_before(&run.principal, run.idempotency.as_ref()).await? {
                 return Ok(Admission::Known(known));
@@ -205,6 +221,32 @@ impl Runs {
             "The run that this key started could not begin.",
         );
         Err(crowded.retry_after(Duration::from_secs(1)))
+    }
+
+    /// Asks the other gateways for a place, where the caller may have so many runs; before the run interrupts anything.
+    async fn enter(&self, run: &Arc<Run>, on_busy: OnBusy, own: usize) -> Result<Option<Entered<'_>>, Error> {
+        let Some(common) = self.common.as_deref().filter(|_| own > 0) else {
+            return Ok(None);
+        };
+        if !self.registry.room(run, on_busy, &self.limits, own)? {
+            return Ok(None);
+        }
+        let entered = Entered {
+            place: Some((common, run.id)),
+        };
+        let place = Place {
+            principal: run.principal.clone(),
+            run: run.id,
+            session: run.session_id.clone(),
+        };
+        let counting = match on_busy {
+            OnBusy::Interrupt => Counting::OtherSessions,
+            OnBusy::Reject | OnBusy::Queue => Counting::All,
+        };
+        match common.enter(place, own, counting).await {
+            true => Ok(Some(entered)),
+            false => Err(too_many_runs()),
+        }
     }
 
     /// The run that another gateway of the same store began with this run's key while this one was asked for it too.
@@ -287,6 +329,25 @@ fn kept(record: RunRecord) -> Option<Arc<Run>> {
     Some(Run::kept(record, 0, events.collect()))
 }
 
+/// A place among the runs that a caller has at all gateways; given back, unless the run keeps it.
+struct Entered<'a> {
+    place: Option<(&'a Common, RunId)>,
+}
+
+impl Entered<'_> {
+    fn keep(mut self) {
+        self.place = None;
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some((common, run)) = self.place {
+            common.drop_out(run);
+        }
+    }
+}
+
 /// A run that was let in but has not begun: unless it does, it is as if it had never been.
 struct Admitted<'a> {
     runs: &'a Runs,
@@ -299,6 +360,9 @@ impl Drop for Admitted<'_> {
         if !self.begun {
             let error = Error::new(ErrorCode::StoreUnavailable, "The run could not begin.");
             self.run.log.append([Event::Failed(error)]); // for whoever came with the same key meanwhile
+            if let Some(common) = &self.runs.common {
+                common.drop_out(self.run.id);
+            }
             self.runs.registry.withdraw(self.run);
         }
     }

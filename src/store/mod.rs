@@ -23,6 +23,7 @@ pub mod session;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub mod tally;
 
 pub use artifact::{ArtifactRecord, ArtifactStore};
 pub use blobs::Blobs;
@@ -119,15 +120,21 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     }
 }
 
-/// Opens the relay at `url`, through which gateways follow each other's runs; `memory:` is none. It need not be there yet.
+/// The relay through which gateways follow each other's runs, and the tally that they keep together.
+pub type Together = (Arc<dyn relay::Relay>, Arc<dyn tally::Tally>);
+
+/// Opens the relay and the tally at `url`; `memory:` is none. They need not be there yet.
 ///
 /// # Errors
 /// A URL of no relay.
-pub fn open_relay(url: &str) -> Result<Option<Arc<dyn relay::Relay>>, Error> {
+pub fn open_relay(url: &str) -> Result<Option<Together>, Error> {
     match url.split_once(':') {
         Some(("memory", _)) => Ok(None),
         #[cfg(feature = "redis")]
-        Some(("redis" | "rediss", _)) => Ok(Some(Arc::new(redis::Redis::open(url)?))),
+        Some(("redis" | "rediss", _)) => {
+            let (relay, tally) = redis::open(url)?;
+            Ok(Some((Arc::new(relay), Arc::new(tally))))
+        }
         _ => Err(Error::new(
             ErrorCode::StoreUnavailable,
             "run_log.url must be redis://[USER:PASSWORD@]HOST[:PORT] or memory:",

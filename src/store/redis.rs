@@ -1,7 +1,7 @@
 //! Redis or Valkey as a relay: a stream for every run, and one for the calls to stop.
 //!
-//! The only place that knows the `redis` crate. Reading blocks its connection, so it has one of its own; whatever is
-//! awaited has a deadline. Keys begin with `sluicegate:` and expire by themselves.
+//! The only place that knows the `redis` crate; what gateways count together is in [`tally`]. Reading blocks its
+//! connection, so it has one of its own; whatever is awaited has a deadline. Keys begin with `sluicegate:` and expire by themselves.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,6 +17,10 @@ use crate::{
     chat::RunId,
     error::{Error, ErrorCode},
 };
+
+mod tally;
+
+pub use tally::RedisTally;
 
 /// How long a connection may take, and an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -38,25 +42,29 @@ pub struct Redis {
 type Streams = Vec<(String, Vec<Entry>)>;
 type Entry = (String, HashMap<String, Vec<u8>>);
 
+/// A relay and a tally at this URL. They need not be there yet.
+///
+/// # Errors
+/// A URL that is none.
+pub fn open(url: &str) -> Result<(Redis, RedisTally), Error> {
+    let wrong = |_| {
+        Error::new(
+            ErrorCode::Internal,
+            "run_log.url is not redis://[user:password@]host[:port][/number]",
+        )
+    };
+    let client = Client::open(url).map_err(wrong)?;
+    Ok((Redis::new(client.clone()).map_err(wrong)?, RedisTally::new(client)))
+}
+
 impl Redis {
-    /// A relay at this URL. It need not be there yet.
-    ///
-    /// # Errors
-    /// A URL that is none.
-    pub fn open(url: &str) -> Result<Self, Error> {
-        let wrong = |_| {
-            Error::new(
-                ErrorCode::Internal,
-                "run_log.url is not redis://[user:password@]host[:port][/number]",
-            )
-        };
-        let client = Client::open(url).map_err(wrong)?;
+    fn new(client: Client) -> Result<Self, RedisError> {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(PATIENCE))
             .set_response_timeout(Some(PATIENCE))
             .set_number_of_retries(1)
             .set_max_delay(PATIENCE);
-        let writes = client.get_connection_manager_lazy(config).map_err(wrong)?;
+        let writes = client.get_connection_manager_lazy(config)?;
         Ok(Self {
             client,
             writes,

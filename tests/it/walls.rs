@@ -36,12 +36,12 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "run",
-        "agent chat error meters provider store tool",
+        "agent chat error limit meters provider store tool",
         "an agent at work, its log, and the turn it leaves; it does not know who reads it",
     ),
     (
         "limit",
-        "chat error",
+        "chat error store",
         "it counts callers; it knows neither who they are nor what they ask for",
     ),
     (
