@@ -5,7 +5,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, tree::Tree, values::List, wrong};
+use super::{
+    ConfigError,
+    tree::Tree,
+    values::{List, Size},
+    wrong,
+};
 use crate::{
     chat::Principal,
     http::auth::{
@@ -52,6 +57,7 @@ pub(super) struct LimitsSection {
     pub(super) max_runs: usize,
     requests_per_minute: u32,
     concurrent_runs: usize,
+    pub(super) body_memory: Size,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -317,6 +317,9 @@ impl Tree {
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
             return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
         }
+        if self.limits.body_memory.0 < server.max_body.0 {
+            return Err(wrong("limits.body_memory: must be at least server.max_body"));
+        }
         if self.artifacts.max_size.0 == 0 || self.artifacts.max_size.0 > 1 << 30 {
             return Err(wrong("artifacts.max_size: must be at most 1GiB, and more than nothing"));
         }
@@ -327,6 +330,7 @@ impl Tree {
             heartbeat: server.heartbeat.0,
             body_timeout: server.body_timeout.0,
             max_body: server.max_body.0,
+            body_memory: self.limits.body_memory.0,
             listener: ListenSettings {
                 header_timeout: server.header_timeout.0,
                 write_timeout: server.write_timeout.0,

@@ -1,24 +1,77 @@
 //! A request's body: bounded in size and time, and JSON to the letter.
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
     http::{HeaderMap, Request, header},
 };
 use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::FrontSettings;
 use crate::error::{Error, ErrorCode};
 
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 64;
+/// How many values JSON may have: each of them takes sixteen times what it takes to write `1,`. What is valid has fewer.
+const MAX_VALUES: usize = 100_000;
+/// What of a body takes no room among all: as much as its connection takes anyway. So most questions need none.
+const FREE: usize = 16 << 10;
+/// How long a body waits for room.
+const ROOM_TIME: Duration = Duration::from_millis(40);
 /// What is still read of a body that was refused, so that its sender gets to read why.
 const DRAIN_BYTES: usize = 2 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// The room for all bodies that are being read.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// For so many bytes together, beside the first few of each.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new((bytes >> 10).min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// A body's part of the room, as it grows.
+#[derive(Default)]
+struct Part {
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Part {
+    /// Makes it large enough for a body of so many bytes.
+    async fn grow(&mut self, room: &Room, bytes: usize) -> Result<(), Error> {
+        let due = bytes.saturating_sub(FREE).div_ceil(1024);
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let Some(more) = u32::try_from(due.saturating_sub(held)).ok().filter(|more| *more > 0) else {
+            return Ok(());
+        };
+        let more = tokio::time::timeout(ROOM_TIME, room.0.clone().acquire_many_owned(more)).await;
+        let Ok(Ok(more)) = more else {
+            let full = Error::new(ErrorCode::Overloaded, "This gateway is reading as much as it can.");
+            return Err(full.retry_after(Duration::from_secs(1)));
+        };
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            none => *none = Some(more),
+        }
+        Ok(())
+    }
+}
 
 /// The body of a request that must be JSON.
 ///
@@ -26,7 +79,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// Everything that keeps it from being a value.
 pub async fn json(request: Request<Body>, settings: &FrontSettings) -> Result<Value, Error> {
     media_type(request.headers())?;
-    parse(&bytes(request, settings).await?)
+    let (bytes, _part) = read(request, settings).await?;
+    parse(&bytes)
 }
 
 /// The bytes of a request's body.
@@ -34,10 +88,13 @@ pub async fn json(request: Request<Body>, settings: &FrontSettings) -> Result<Va
 /// # Errors
 /// Over a limit, too slow, broken off, or encoded.
 pub async fn bytes(request: Request<Body>, settings: &FrontSettings) -> Result<Bytes, Error> {
+    Ok(read(request, settings).await?.0)
+}
+
+async fn read(request: Request<Body>, settings: &FrontSettings) -> Result<(Bytes, Part), Error> {
     let (parts, mut body) = request.into_parts();
     let mut codings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
     if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        drain(body);
         return Err(Error::new(
             ErrorCode::EncodingUnsupported,
             "Bodies are taken without content encoding only.",
@@ -54,10 +111,9 @@ pub async fn bytes(request: Request<Body>, settings: &FrontSettings) -> Result<B
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > settings.max_body as u64) {
-        drain(body);
         return Err(too_large());
     }
-    let mut whole = BytesMut::new();
+    let (mut whole, mut part) = (BytesMut::new(), Part::default());
     let read = async {
         while let Some(frame) = body.frame().await {
             let incomplete = |e: axum::Error| Error::new(ErrorCode::BodyIncomplete, "The body broke off.").because(e);
@@ -65,34 +121,87 @@ pub async fn bytes(request: Request<Body>, settings: &FrontSettings) -> Result<B
                 if whole.len() + data.len() > settings.max_body {
                     return Err(too_large());
                 }
+                part.grow(&settings.room, whole.len() + data.len()).await?;
                 whole.extend_from_slice(&data);
             }
         }
         Ok(())
     };
     let slow = |_| Error::new(ErrorCode::RequestTimeout, "The body did not arrive in time.");
-    match tokio::time::timeout(settings.body_timeout, read).await.map_err(slow) {
-        Ok(Ok(())) => Ok(whole.freeze()),
-        Ok(Err(error)) | Err(error) => {
-            if error.code == ErrorCode::BodyTooLarge {
-                drain(body);
-            }
-            Err(error)
-        }
+    tokio::time::timeout(settings.body_timeout, read)
+        .await
+        .map_err(slow)??;
+    Ok((whole.freeze(), part))
+}
+
+/// A body that is read on for a moment, and thrown away, when nobody wants it: a sender whose connection is reset while it
+/// sends never reads the answer. Who waits to be told to go on is not told.
+#[must_use]
+pub fn heard_out(headers: &HeaderMap, body: Body) -> Body {
+    use http_body::Body as _;
+    match body.is_end_stream() || headers.contains_key(header::EXPECT) {
+        true => body,
+        false => Body::new(HeardOut {
+            body: Some(body),
+            sends: true,
+        }),
     }
 }
 
-/// Reads on for a moment, and throws it away: a sender whose connection is reset while it sends never reads the answer.
-fn drain(mut body: Body) {
-    tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
-        let mut left = DRAIN_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
-                Some(rest) => left = rest,
-                None => break,
-            }
+struct HeardOut {
+    /// Until its end.
+    body: Option<Body>,
+    /// Whether there was something to read when it was last looked at. Who sends nothing has nothing to lose.
+    sends: bool,
+}
+
+impl http_body::Body for HeardOut {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        self.sends = polled.is_ready();
+        let frame = ready!(polled);
+        if !matches!(frame, Some(Ok(_))) {
+            self.body = None;
         }
-    }));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body
+            .as_ref()
+            .map_or_else(SizeHint::default, http_body::Body::size_hint)
+    }
+}
+
+impl Drop for HeardOut {
+    fn drop(&mut self) {
+        let unread = self
+            .body
+            .take()
+            .filter(|body| self.sends && !http_body::Body::is_end_stream(body));
+        let (Some(mut body), Ok(runtime)) = (unread, tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn(tokio::time::timeout(DRAIN_TIME, async move {
+            let mut left = DRAIN_BYTES;
+            while let Some(Ok(frame)) = body.frame().await {
+                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(rest) => left = rest,
+                    None => break,
+                }
+            }
+        }));
+    }
 }
 
 fn media_type(headers: &HeaderMap) -> Result<(), Error> {
@@ -117,7 +226,7 @@ fn media_type(headers: &HeaderMap) -> Result<(), Error> {
     }
 }
 
-/// JSON to the letter: UTF-8, one value, no name twice in an object, at most 64 deep.
+/// JSON to the letter: UTF-8, one value, no name twice in an object, at most 64 deep, and not of too many values.
 ///
 /// # Errors
 /// `json_invalid`.
@@ -125,9 +234,14 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
     let invalid = |what: String| Error::new(ErrorCode::JsonInvalid, what);
     let text = std::str::from_utf8(bytes).map_err(|_| invalid("The body is not UTF-8.".to_owned()))?;
     let mut reader = serde_json::Deserializer::from_str(text);
-    let value = Strict { depth: 0 }
+    let left = Cell::new(MAX_VALUES);
+    let value = Strict { depth: 0, left: &left }
         .deserialize(&mut reader)
         .and_then(|value| reader.end().map(|()| value));
+    if left.get() == 0 {
+        let message = format!("A body may have {MAX_VALUES} values.");
+        return Err(Error::new(ErrorCode::BodyTooLarge, message));
+    }
     value.map_err(|e| {
         invalid(format!(
             "The body is not one strict JSON value (line {}, column {}).",
@@ -137,29 +251,37 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
     })
 }
 
-struct Strict {
+struct Strict<'a> {
     depth: usize,
+    /// How many more values there may be.
+    left: &'a Cell<usize>,
 }
 
-impl Strict {
+impl Strict<'_> {
     fn deeper<E: serde::de::Error>(&self) -> Result<Self, E> {
         if self.depth >= MAX_DEPTH {
-            Err(E::custom("too deep"))
-        } else {
-            Ok(Self { depth: self.depth + 1 })
+            return Err(E::custom("too deep"));
         }
+        Ok(Self {
+            depth: self.depth + 1,
+            ..*self
+        })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.left.set(self.left.get().saturating_sub(1));
+        if self.left.get() == 0 {
+            return Err(D::Error::custom("too many values"));
+        }
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -265,6 +387,12 @@ mod tests {
         assert_eq!(
             parse("[".repeat(100_000).as_bytes()).unwrap_err().code,
             ErrorCode::JsonInvalid
+        );
+        let many = |count: usize| format!("[{}1]", "1,".repeat(count - 1));
+        assert!(parse(many(MAX_VALUES - 2).as_bytes()).is_ok());
+        assert_eq!(
+            parse(many(MAX_VALUES).as_bytes()).unwrap_err().code,
+            ErrorCode::BodyTooLarge
         );
     }
 

@@ -156,6 +156,9 @@ pub(super) async fn ordered(
 ) -> Result<(Order, Option<Data>), Refusal> {
     let mut query = Query::read(request.uri().query(), known)?;
     let key = order::key(request.headers(), query.take("key"))?;
+    if key.is_none() {
+        front.runs.open()?; // who comes again with a key needs no room
+    }
     let body = body::json(request, &front.settings).await?;
     Ok(order::from_body(body, key, door, caller, front.settings.detach_grace)?)
 }

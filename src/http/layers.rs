@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Front,
+    body::heard_out,
     error::{Refusal, Unwritten},
     limits::{self, Told},
 };
@@ -66,6 +67,9 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     request.extensions_mut().insert(RequestId(id.clone()));
     let told = Told::default();
     request.extensions_mut().insert(told.clone());
+    let (parts, body) = request.into_parts();
+    let body = heard_out(&parts.headers, body);
+    let request = Request::from_parts(parts, body);
     let response = match admissible(&request, &front) {
         Ok(()) => next.run(request).await,
         Err(error) => Refusal::from(error).into_response(),

@@ -23,20 +23,29 @@ use hyper_util::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, error::Elapsed},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::layers::MAX_HEADERS;
-use crate::{meters::Meters, patience::Patience};
+use super::{error::Problem, layers::MAX_HEADERS};
+use crate::{
+    error::{Error, ErrorCode},
+    meters::Meters,
+    patience::Patience,
+};
 
 /// What is kept of a response that a client does not take, in bytes; more waits in the log.
 const WRITE_BUFFER: usize = 64 << 10;
 /// How long to wait before accepting again when the process has no more file descriptors.
 const BREATHER: Duration = Duration::from_millis(50);
+/// How many clients at a time are told that there is no room; further ones wait to be accepted. How long each has to hear
+/// it, and how much of what it sends meanwhile is taken.
+const REFUSALS: usize = 64;
+const REFUSAL: Duration = Duration::from_secs(2);
+const REFUSED_BYTES: usize = 256 << 10;
 /// The most requests at a time of one HTTP/2 connection.
 const H2_STREAMS: u32 = 256;
 
@@ -52,7 +61,7 @@ pub struct ListenSettings {
     pub lost_timeout: Duration,
     /// How many headers a request may have.
     pub max_headers: usize,
-    /// How many connections at a time; further ones wait to be accepted.
+    /// How many connections at a time; further ones are told that there is no room.
     pub max_connections: usize,
 }
 
@@ -67,13 +76,20 @@ pub async fn serve(
     give_up: CancellationToken,
 ) {
     let protocols = Arc::new(Protocols::new(settings));
-    let open = Arc::new(Semaphore::new(settings.max_connections));
+    let (open, refused) = (
+        Arc::new(Semaphore::new(settings.max_connections)),
+        Arc::new(Semaphore::new(REFUSALS)),
+    );
     let graceful = GracefulShutdown::new();
     loop {
         let (stream, place) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &open, settings.lost_timeout, &meters) => accepted,
+            accepted = accept(&listener, [&open, &refused], settings.lost_timeout, &meters) => accepted,
+        };
+        let Place::Served(place) = place else {
+            tokio::spawn(turn_away(stream, place));
+            continue;
         };
         let service = TowerToHyperService::new(router.clone());
         let (protocols, watcher) = (protocols.clone(), graceful.watcher());
@@ -98,16 +114,27 @@ pub async fn serve(
     }
 }
 
+/// A connection's place.
+enum Place {
+    /// Among those that are served.
+    Served(OwnedSemaphorePermit),
+    /// Among those that are told that there is no room.
+    Refused(#[expect(dead_code, reason = "held as long as its connection")] OwnedSemaphorePermit),
+}
+
 /// The next connection, once there is a place for it.
 async fn accept(
     listener: &TcpListener,
-    open: &Arc<Semaphore>,
+    [open, refused]: [&Arc<Semaphore>; 2],
     lost: Duration,
     meters: &Meters,
-) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
+) -> (TcpStream, Place) {
     loop {
-        let Ok(place) = open.clone().acquire_owned().await else {
-            return std::future::pending().await;
+        let place = tokio::select! {
+            biased;
+            Ok(place) = open.clone().acquire_owned() => Place::Served(place),
+            Ok(place) = refused.clone().acquire_owned() => Place::Refused(place),
+            else => return std::future::pending().await,
         };
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -115,6 +142,11 @@ async fn accept(
                     tracing::debug!(%error, "a connection was gone before it was served");
                     continue;
                 }
+                // There may be room by now.
+                let place = match (place, open.clone().try_acquire_owned()) {
+                    (Place::Refused(_), Ok(free)) => Place::Served(free),
+                    (place, _) => place,
+                };
                 return (stream, place);
             }
             Err(error) => {
@@ -124,6 +156,41 @@ async fn accept(
             }
         }
     }
+}
+
+/// Tells a client that there is no room, once it has begun to ask, and listens until it has read that.
+async fn turn_away(mut stream: TcpStream, place: Place) {
+    let told = async {
+        stream.readable().await?;
+        stream.write_all(&no_room()).await?;
+        stream.shutdown().await?;
+        let (mut heard, mut rest) = ([0; 4096], REFUSED_BYTES);
+        while rest > 0 {
+            match stream.read(&mut heard).await? {
+                0 => break,
+                length => rest = rest.saturating_sub(length),
+            }
+        }
+        io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(REFUSAL, told).await {
+        tracing::debug!(%error, "a client did not hear that there is no room");
+    }
+    drop(place);
+}
+
+/// The answer to whoever comes when there is no room.
+fn no_room() -> Vec<u8> {
+    let id = uuid::Uuid::now_v7().to_string();
+    let full = Error::new(ErrorCode::Overloaded, "This gateway has as many connections as it can.");
+    let problem = Problem::new(&full.retry_after(Duration::from_secs(1)), &id);
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let length = body.len();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
+         retry-after: 1\r\nx-request-id: {id}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
 }
 
 /// Tells the kernel how to treat a client.

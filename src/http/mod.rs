@@ -53,6 +53,8 @@ pub struct FrontSettings {
     pub max_body: usize,
     /// How many headers a request may have.
     pub max_headers: usize,
+    /// The room for all bodies together.
+    pub room: body::Room,
     /// How long a body may take.
     pub body_timeout: std::time::Duration,
     /// After how much silence a heartbeat is sent.

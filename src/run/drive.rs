@@ -201,6 +201,7 @@ impl Runs {
         self.count(run, status, &done, &end.calls);
         if error.as_ref().is_some_and(|error| error.code == ErrorCode::SessionBusy) {
             self.meters.session_conflict();
+        }
         if let Some(common) = &self.common {
             common.leave(run.id).await;
         }

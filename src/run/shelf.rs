@@ -317,7 +317,16 @@ pub(super) mod tests {
             relay,
             ..crate::run::Others::default()
         };
-        Runs::new(agents, providers, tools, store, artifacts, others, limits, Arc::default())
+        Runs::new(
+            agents,
+            providers,
+            tools,
+            store,
+            artifacts,
+            others,
+            limits,
+            Arc::default(),
+        )
     }
 
     pub(in crate::run) async fn run(runs: &Runs, session: Option<&str>) -> Arc<Run> {

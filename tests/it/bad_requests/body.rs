@@ -136,12 +136,12 @@ pub(super) fn rows() -> Vec<Row> {
         "body_too_large",
     ));
     let list = format!("[{}0]", "0,".repeat(999_999));
-    rows.push(row("B064 a million elements", chat(&list), 422, "field_invalid"));
+    rows.push(row("B064 a million elements", chat(&list), 413, "body_too_large"));
     rows.push(row(
         "B064 a million stops",
         chat(format!(r#"{{"message":"Hi","settings":{{"stop":{list}}}}}"#)),
-        422,
-        "field_invalid",
+        413,
+        "body_too_large",
     ));
     rows.push(row("B065 10 MB", chat(vec![b' '; 10_000_000]), 413, "body_too_large"));
     let chunk = format!("4000\r\n{}\r\n", " ".repeat(0x4000)).repeat(640);
