@@ -178,6 +178,7 @@ async fn live(
             tend(common),
             runs.sweep(),
             runs.sweep_artifacts(),
+            sweep_tickets(&runs),
             keep(issuer.as_deref()),
             expire(&runs, settings.session_ttl)
         );
@@ -216,6 +217,19 @@ async fn tend(common: Option<Arc<Common>>) {
     match common {
         Some(common) => common.tend().await,
         None => {}
+    }
+}
+
+/// Erases tickets whose time is over, for ever.
+async fn sweep_tickets(runs: &Runs) {
+    let mut clock = tokio::time::interval(EXPIRY);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let swept = runs.store.sweep_tickets(jiff::Timestamp::now().as_millisecond()).await;
+        if let Err(error) = swept {
+            tracing::warn!(cause = error.causes(), "expired tickets could not be erased");
+        }
     }
 }
 

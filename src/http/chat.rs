@@ -10,13 +10,14 @@ use axum::{
 
 use super::{
     Front,
-    auth::Caller,
+    auth::{Caller, site},
     body,
     error::Refusal,
     format::{self, sse::Data},
     layers::RequestId,
     order::{self, Door},
     query::Query,
+    tickets::{self, Visitor},
 };
 use crate::{
     chat::EventId,
@@ -85,12 +86,12 @@ pub async fn sse(
 pub async fn sse_by_query(
     State(front): State<Front>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    caller: Caller,
+    Visitor { caller, ticket }: Visitor,
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     let headers = request.headers();
     format::acceptable(headers, "text/event-stream")?;
-    same_site(headers, &front)?;
+    site::wanted(headers)?;
     let known = [
         "message",
         "session_id",
@@ -102,23 +103,26 @@ pub async fn sse_by_query(
         "last_event_id",
     ];
     let mut query = Query::read(request.uri().query(), &known)?;
-    if query.take("ticket").is_some() {
-        return Err(Error::new(ErrorCode::TicketInvalid, "This ticket is not valid.").into());
+    if query.take("ticket").is_some() != ticket.is_some() {
+        return Err(tickets::invalid().into()); // one that is written in another way
     }
     let data = data(&mut query)?.unwrap_or_default();
     if let Some(id) = last_event_id(headers, query.take("last_event_id"))? {
-        return resume(&front, &caller, id, data, &request_id).await;
+        let Some(ticket) = ticket else {
+            return resume(&front, &caller, id, data, &request_id).await;
+        };
+        let follow = ticket.follow(&front, id.run, Some(id.seq)).await?;
+        return Ok(read(follow, data, &front, &request_id));
     }
     let key = order::key(headers, query.take("key"))?;
-    let order = order::from_query(query.rest(), key, caller, front.settings.detach_grace)?;
-    let reader = begin(&front, order, Interest::Every).await?;
-    Ok(format::sse::respond(
-        reader,
-        data,
-        front.settings.heartbeat,
-        &request_id,
-        &front.runs.meters,
-    ))
+    let parameters = query.rest();
+    let request = order::fingerprint_of(&parameters, key.as_deref());
+    let order = order::from_query(parameters, key, caller, front.settings.detach_grace)?;
+    let follow = match ticket {
+        Some(ticket) => ticket.start(&front, order, request).await?,
+        None => Follow::Events(begin(&front, order, Interest::Every).await?),
+    };
+    Ok(read(follow, data, &front, &request_id))
 }
 
 /// Reads the events of a run on after `id`: never starts one.
@@ -129,15 +133,18 @@ async fn resume(
     data: Data,
     request_id: &str,
 ) -> Result<Response, Refusal> {
-    match front.runs.follow(&caller.principal, id.run, Some(id.seq)).await? {
-        Follow::Events(reader) => Ok(format::sse::respond(
-            reader,
-            data,
-            front.settings.heartbeat,
-            request_id,
-            &front.runs.meters,
-        )),
-        Follow::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
+    let follow = front.runs.follow(&caller.principal, id.run, Some(id.seq)).await?;
+    Ok(read(follow, data, front, request_id))
+}
+
+/// The events that there are to follow.
+pub(super) fn read(follow: Follow, data: Data, front: &Front, request_id: &str) -> Response {
+    match follow {
+        Follow::Events(reader) => {
+            let settings = &front.settings;
+            format::sse::respond(reader, data, settings.heartbeat, request_id, &front.runs.meters)
+        }
+        Follow::Nothing => StatusCode::NO_CONTENT.into_response(),
     }
 }
 
@@ -204,22 +211,4 @@ async fn data_of_body(request: Request<Body>, front: &Front) -> Result<Data, Err
     let value: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
     let json = value.as_ref().and_then(|v| v.get("format")).and_then(|f| f.as_str()) == Some("json");
     Ok(if json { Data::Json } else { Data::Raw })
-}
-
-/// A GET that costs something is not for prefetchers, nor for pages elsewhere.
-fn same_site(headers: &HeaderMap, front: &Front) -> Result<(), Error> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-    if !header("sec-purpose").is_empty() {
-        return Err(Error::new(ErrorCode::CrossSite, "A prefetch does not start a run."));
-    }
-    let origin = header("origin");
-    let allowed =
-        front.settings.allowed_origins.iter().any(|known| known == origin) || front.settings.access.local_page(origin);
-    if header("sec-fetch-site") == "cross-site" && !allowed {
-        return Err(Error::new(
-            ErrorCode::CrossSite,
-            "A page of another site does not start a run.",
-        ));
-    }
-    Ok(())
 }

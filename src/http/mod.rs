@@ -27,6 +27,7 @@ pub mod order;
 pub mod query;
 pub mod runs;
 pub mod sessions;
+pub mod tickets;
 
 /// Paths whose GET is a stream, which is not to be started by a HEAD: that would have to throw it away.
 const STREAMS: [&str; 2] = ["/chat/sse", "/runs/{run_id}/events"];
@@ -96,6 +97,7 @@ pub fn routes() -> Vec<Route> {
         route(Method::DELETE, "/sessions/{session_id}", delete(sessions::erase)),
         route(Method::GET, "/agents", get(runs::agents)),
         route(Method::GET, "/artifacts/{artifact_id}", get(artifacts::download)),
+        route(Method::POST, "/tickets", post(tickets::issue)),
         route(Method::GET, "/healthz", get(health::alive)),
         route(Method::GET, "/readyz", get(health::ready)),
         route(Method::GET, "/openapi.yaml", get(docs::yaml)),

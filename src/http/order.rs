@@ -8,7 +8,7 @@ use base64::Engine as _;
 use serde_json::{Map, Value};
 
 use super::{
-    auth::Caller,
+    auth::{Caller, keys},
     fields::{Fields, no_nul},
     format::sse::Data,
 };
@@ -416,6 +416,12 @@ fn response_format(fields: &mut Fields) -> Result<Option<ResponseFormat>, Error>
     };
     format.end()?;
     Ok(Some(found))
+}
+
+/// The same of the parameters of a query, with its key.
+pub fn fingerprint_of(parameters: &BTreeMap<String, String>, key: Option<&str>) -> String {
+    let text = serde_json::json!([parameters, key]).to_string();
+    keys::hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes()).as_ref())
 }
 
 /// SHA-256 of the request's fields, in hex: the names are in order, so that it does not matter how they were sent.

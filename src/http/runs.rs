@@ -20,11 +20,12 @@ use super::{
     order::Door,
     query::{PathId, Query, known},
     sessions::time,
+    tickets::{self, Visitor},
 };
 use crate::{
     chat::{Answer, FinishKind, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
-    run::{Follow, follow::Glance},
+    run::follow::Glance,
     store::RunStatus,
 };
 
@@ -86,32 +87,27 @@ pub async fn cancel(
 pub async fn events(
     State(front): State<Front>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    caller: Caller,
+    Visitor { caller, ticket }: Visitor,
     run_id: PathId,
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     format::acceptable(request.headers(), "text/event-stream")?;
     let run_id: RunId = known(run_id)?;
-    let mut query = Query::read(request.uri().query(), &["format", "last_event_id"])?;
+    let mut query = Query::read(request.uri().query(), &["format", "last_event_id", "ticket"])?;
+    if query.take("ticket").is_some() != ticket.is_some() {
+        return Err(tickets::invalid().into()); // one that is written in another way
+    }
     let data = chat::data(&mut query)?.unwrap_or_default();
     let after = chat::last_event_id(request.headers(), query.take("last_event_id"))?;
     if after.is_some_and(|id| id.run != run_id) {
         return Err(Error::new(ErrorCode::LastEventIdInvalid, "The last event id is another run's.").into());
     }
-    match front
-        .runs
-        .follow(&caller.principal, run_id, after.map(|id| id.seq))
-        .await?
-    {
-        Follow::Events(reader) => Ok(format::sse::respond(
-            reader,
-            data,
-            front.settings.heartbeat,
-            &request_id,
-            &front.runs.meters,
-        )),
-        Follow::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
-    }
+    let after = after.map(|id| id.seq);
+    let follow = match ticket {
+        Some(ticket) => ticket.follow(&front, run_id, after).await?,
+        None => front.runs.follow(&caller.principal, run_id, after).await?,
+    };
+    Ok(chat::read(follow, data, &front, &request_id))
 }
 
 /// `GET /agents`.

@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, ready};
 
 use super::{
     ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage,
-    SessionStore, Store, StoredMessage, artifact::Due, conflict, session::Loaded,
+    SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due, conflict, session::Loaded,
 };
 use crate::{
     chat::{ArtifactId, Message, Principal, RunId, SessionId},
@@ -27,6 +27,8 @@ struct Shelves {
     sessions: BTreeMap<SessionKey, (Session, Vec<StoredMessage>)>,
     runs: BTreeMap<RunId, RunRecord>,
     files: BTreeMap<ArtifactId, File>,
+    /// With when each is to be erased.
+    tickets: BTreeMap<String, (TicketRecord, i64)>,
     versions: i64,
 }
 
@@ -392,5 +394,64 @@ impl ArtifactStore for Memory {
             }
         }
         Box::pin(ready(Ok(())))
+    }
+}
+
+impl TicketStore for Memory {
+    fn issue<'a>(&'a self, ticket: &'a TicketRecord, most: u32) -> BoxFuture<'a, Result<bool, Error>> {
+        let mut shelves = self.shelves();
+        let (now, owner) = (now(), &ticket.principal);
+        let open = |known: &TicketRecord| known.principal == *owner && known.used.is_none() && known.expires_at > now;
+        let room = shelves.tickets.values().filter(|(known, _)| open(known)).count() < most as usize;
+        if room {
+            let row = (ticket.clone(), ticket.expires_at);
+            shelves.tickets.insert(ticket.id.clone(), row);
+        }
+        Box::pin(ready(Ok(room)))
+    }
+
+    fn ticket<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<TicketRecord>, Error>> {
+        let found = self.shelves().tickets.get(id).map(|(ticket, _)| ticket.clone());
+        Box::pin(ready(Ok(found)))
+    }
+
+    fn claim<'a>(&'a self, id: &'a str, used: &'a TicketUse, erase_after: i64) -> BoxFuture<'a, Result<bool, Error>> {
+        let mut shelves = self.shelves();
+        let open = |ticket: &TicketRecord| ticket.used.is_none() && ticket.expires_at > used.at;
+        let claimed = shelves
+            .tickets
+            .get_mut(id)
+            .filter(|(ticket, _)| open(ticket))
+            .map(|row| {
+                row.0.used = Some(used.clone());
+                row.1 = erase_after;
+            });
+        Box::pin(ready(Ok(claimed.is_some())))
+    }
+
+    fn tie<'a>(&'a self, id: &'a str, run: RunId) -> BoxFuture<'a, Result<(), Error>> {
+        let mut shelves = self.shelves();
+        if let Some(used) = shelves.tickets.get_mut(id).and_then(|(ticket, _)| ticket.used.as_mut()) {
+            used.run.get_or_insert(run);
+        }
+        Box::pin(ready(Ok(())))
+    }
+
+    fn give_back<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        let mut shelves = self.shelves();
+        if let Some((ticket, erase_after)) = shelves.tickets.get_mut(id)
+            && ticket.used.as_ref().is_some_and(|used| used.run.is_none())
+        {
+            ticket.used = None;
+            *erase_after = ticket.expires_at;
+        }
+        Box::pin(ready(Ok(())))
+    }
+
+    fn sweep_tickets(&self, now: i64) -> BoxFuture<'_, Result<u64, Error>> {
+        let mut shelves = self.shelves();
+        let before = shelves.tickets.len();
+        shelves.tickets.retain(|_, (_, erase_after)| *erase_after > now);
+        Box::pin(ready(Ok((before - shelves.tickets.len()) as u64)))
     }
 }

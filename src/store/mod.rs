@@ -1,4 +1,4 @@
-//! What is kept: sessions with their messages, runs with their results, and the files that runs made.
+//! What is kept: sessions with their messages, runs with their results, the files that runs made, and tickets.
 //!
 //! A store knows words, not who asks for them over which wire. Everything that belongs together is written in one
 //! transaction, and what has been acknowledged survives `kill -9`. A new store is one file and one row of [`open`].
@@ -24,14 +24,17 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod tally;
+pub mod ticket;
 
 pub use artifact::{ArtifactRecord, ArtifactStore};
 pub use blobs::Blobs;
 pub use run::{Begun, Entry, KEY_LIFE, RunEnd, RunRecord, RunStatus, RunStore};
 pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, StoredMessage};
+pub use ticket::{TicketRecord, TicketStore, TicketUse};
 
-/// Sessions, runs and the records of files together: they are written in the same transactions.
-pub trait Store: SessionStore + RunStore + ArtifactStore {
+/// Sessions, runs and the records of files together: they are written in the same transactions. And tickets, which are
+/// used once in all gateways.
+pub trait Store: SessionStore + RunStore + ArtifactStore + TicketStore {
     /// Whether other gateways may have runs in it that go on.
     fn shared(&self) -> bool {
         false

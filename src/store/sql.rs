@@ -4,7 +4,10 @@ use std::str::FromStr;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{ArtifactRecord, MessageStatus, RunEnd, RunRecord, RunStatus, Session, StoredMessage, artifact::Due};
+use super::{
+    ArtifactRecord, MessageStatus, RunEnd, RunRecord, RunStatus, Session, StoredMessage, TicketRecord, TicketUse,
+    artifact::Due,
+};
 use crate::{
     chat::{Artifact, Principal},
     error::{Error, ErrorCode},
@@ -111,6 +114,24 @@ pub(super) fn read_due(row: &impl Columns) -> Result<Due, sqlx::Error> {
     Ok(Due {
         erase_after: number(row, "erase_after")?,
         id: word(row, "id")?,
+    })
+}
+
+pub(super) fn read_ticket(row: &impl Columns) -> Result<TicketRecord, sqlx::Error> {
+    let used = match row.number("used_at")? {
+        None => None,
+        Some(at) => Some(TicketUse {
+            at,
+            request: text(row, "request")?,
+            run: row.text("run_id")?.map(|_| word(row, "run_id")).transpose()?,
+        }),
+    };
+    Ok(TicketRecord {
+        id: text(row, "id")?,
+        principal: Principal::named(&text(row, "principal")?),
+        credential: text(row, "credential")?,
+        expires_at: number(row, "expires_at")?,
+        used,
     })
 }
 

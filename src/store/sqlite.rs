@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod artifacts;
+mod tickets;
 
 /// How long a write may wait for its turn and for the file's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -62,6 +63,7 @@ fn migrations() -> Migrator {
             "artifacts",
             include_str!("../../migrations/sqlite/0003_artifacts.sql"),
         ),
+        simple(4, "tickets", include_str!("../../migrations/sqlite/0004_tickets.sql")),
     ])
 }
 
@@ -182,6 +184,7 @@ enum Op {
         before: i64,
     },
     Artifact(artifacts::ArtifactOp),
+    Ticket(tickets::TicketOp),
     /// Nothing of meaning, but through the whole road and onto a page of the file: a disk that is full or broken is seen.
     Probe,
 }
@@ -209,8 +212,11 @@ impl Op {
         match self {
             Op::End { turn, .. } => turn.is_some(),
             Op::Create { .. } | Op::Delete { .. } => true,
-            // A file's record is on the disk with the turn that tells of it: the log is synced from its beginning.
-            Op::Begin { .. } | Op::Told { .. } | Op::Expire { .. } | Op::Artifact(_) | Op::Probe => false,
+            // A file's record is on the disk with the turn that tells of it: the log is synced from its beginning. A
+            // ticket is over before a machine that lost its power is back.
+            Op::Begin { .. } | Op::Told { .. } | Op::Expire { .. } | Op::Artifact(_) | Op::Ticket(_) | Op::Probe => {
+                false
+            }
         }
     }
 
@@ -311,6 +317,7 @@ impl Op {
             }
             Op::Artifact(op) => return op.apply(now, db).await,
             Op::Probe => sqlx::query("PRAGMA user_version = 1").execute(db).await?,
+            Op::Ticket(op) => return op.apply(now, db).await,
         };
         Ok(done.rows_affected().cast_signed())
     }

@@ -85,6 +85,34 @@ async fn a_browser_reads_the_answer_as_it_comes_and_to_its_end() {
     assert_eq!(report["ok"], true, "{report}\n{}", gateway.log());
 }
 
+#[tokio::test]
+async fn a_page_streams_with_a_ticket_through_lost_connections() {
+    let Some(scripts) = scripts().filter(|_| chromium()) else {
+        return;
+    };
+    let pieces: Vec<String> = (0..20).map(|n| format!("{n} ")).collect();
+    let script = pieces.iter().fold(Script::sse().role(), |script, piece| {
+        script.say(piece).sleep(Duration::from_millis(100))
+    });
+    let upstream = Upstream::always(script.complete()).await;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"canary-key");
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("[[auth.keys]]\nname = \"web\"\nsha256 = \"{hex}\"");
+    let gateway = Gateway::with(&upstream).toml(&key).start().await;
+    let told = json!({"base": format!("http://{}", gateway.addr()), "key": "canary-key"}).to_string();
+    let seen = node(scripts, "ticket.mjs", &told).await;
+    assert_eq!(
+        (&seen["text"], &seen["cuts"]),
+        (&json!(pieces.concat()), &json!(2)),
+        "{seen}"
+    );
+    let seqs = seen["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap());
+    let seqs: Vec<usize> = seqs.map(|id| id.split_once(':').unwrap().1.parse().unwrap()).collect();
+    assert_eq!(seqs, (0..22).collect::<Vec<_>>(), "each event once: {seen}");
+    assert_eq!(seen["leaks"], json!([]));
+    assert_eq!(upstream.calls(), 1);
+}
+
 mod parsers {
     use super::*;
 

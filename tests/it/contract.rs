@@ -382,13 +382,23 @@ fn the_file_keeps_its_own_rules() {
         }
     }
     for (kind, all) in spec.0["components"].as_object().unwrap() {
-        for name in all.as_object().unwrap().keys() {
+        for name in all.as_object().unwrap().keys().filter(|_| kind != "securitySchemes") {
             // These two are named in words: what is in a stream, event by event.
             if !used.contains(format!("#/components/{kind}/{name}").as_str()) && name != "StreamChunk" {
                 failed.push(format!("{kind}/{name} is used by nobody"));
             }
         }
     }
+    // Credentials are named by their names; every operation says which, or that it needs none.
+    let own = spec.operations().into_iter();
+    let named: BTreeSet<&String> = own
+        .map(|(_, _, operation)| &operation["security"])
+        .chain([&spec.0["security"]])
+        .flat_map(|security| security.as_array().into_iter().flatten())
+        .flat_map(|one| one.as_object().unwrap().keys())
+        .collect();
+    let schemes = spec.0["components"]["securitySchemes"].as_object().unwrap();
+    assert_eq!(named, schemes.keys().collect());
     // Examples are examples of what they stand beside.
     let mut examples = 0;
     let media = |place: &Value| place["content"].as_object().cloned().unwrap_or_default();
@@ -678,6 +688,11 @@ async fn what_is_answered_is_what_the_file_says() {
     ] {
         assert!(told(spec, f, &gateway, method, path, body).await.status >= 400);
     }
+    assert_eq!(told(spec, f, &gateway, "POST", "/tickets", None).await.status, 201);
+    assert_eq!(
+        told(spec, f, &gateway, "GET", "/chat/sse?ticket=x", None).await.status,
+        401
+    );
     for path in [
         "/agents",
         "/healthz",

@@ -557,6 +557,44 @@ async fn a_stream_outlives_the_token_that_began_it() {
 }
 
 #[tokio::test]
+async fn a_ticket_ends_with_the_token_that_it_was_made_with_and_its_run_does_not() {
+    let pair = Pair::ed();
+    let issuer = Issuer::start(&[pair.jwk("k")]).await;
+    let (upstream, gateway) = house(&issuer.toml()).await;
+    let end = now() + 3;
+    let short = token(&pair, "EdDSA", "k", &claims(json!({"exp": end})));
+    let ticket = async || {
+        let issued = bearer(Call::post("/tickets"), &short)
+            .to(&gateway)
+            .await
+            .expect(201)
+            .await
+            .json()
+            .await;
+        assert!(issued["expires_in"].as_u64().unwrap() <= 3, "{issued}");
+        issued["ticket"].as_str().unwrap().to_owned()
+    };
+    let (used, unused) = (ticket().await, ticket().await);
+    let told = Call::get(&format!("/chat/sse?message=Hi&ticket={used}"))
+        .to(&gateway)
+        .await;
+    let told = told.expect(200).await.transcript().await;
+    let run = told.events[0].json()["run_id"].as_str().unwrap().to_owned();
+    while jiff::Timestamp::now().as_second() < end {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let late = Call::get(&format!("/chat/sse?message=Hi&ticket={unused}"))
+        .to(&gateway)
+        .await;
+    assert_eq!(late.expect(401).await.problem().await, "ticket_invalid");
+    assert_eq!(upstream.calls(), 1);
+    let back = Call::get(&format!("/runs/{run}/events?ticket={used}"))
+        .to(&gateway)
+        .await;
+    assert_eq!(back.expect(200).await.transcript().await.text(), "Hello");
+}
+
+#[tokio::test]
 async fn an_issuer_makes_a_gateway_that_may_listen_anywhere() {
     let settings = |more: &str| {
         let jwt = "[auth.jwt]\nissuer = \"https://i.example\"\naudience = [\"a\", \"b\"]\n";

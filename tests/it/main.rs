@@ -42,3 +42,4 @@ mod replicas;
 mod runs;
 mod sessions;
 mod stores;
+mod tickets;

@@ -9,6 +9,7 @@ use sluicegate::chat::{
 use sluicegate::error::{Error, ErrorCode};
 use sluicegate::store::{
     self, ArtifactRecord, Begun, Commit, Entry, KEY_LIFE, MessageStatus, RunEnd, RunRecord, RunStatus, Session, Store,
+    TicketRecord, TicketUse,
 };
 use tempfile::TempDir;
 
@@ -151,6 +152,10 @@ macro_rules! suite {
             a_file_without_a_session_has_its_time
             a_file_of_an_erased_run_is_not_begun
             what_is_due_is_given_page_by_page
+            a_ticket_is_used_once
+            of_many_who_use_a_ticket_at_once_one_does
+            a_caller_has_so_many_tickets_and_no_more
+            tickets_are_swept_when_their_time_is_over
             a_run_ends_once
             a_run_that_begins_has_its_session_until_it_ends
             it_says_that_it_is_ready
@@ -1246,4 +1251,126 @@ async fn what_is_due_is_given_page_by_page(store: &Kept) {
     let left = store.due(2000, None, 100).await.unwrap();
     assert_eq!(left.len(), 4, "what changed since it was seen is left alone");
     assert!(left.contains(&first[0]));
+}
+
+fn ticket(name: &str, owner: &Principal, expires_at: i64) -> TicketRecord {
+    TicketRecord {
+        id: format!("{name:0>64}"),
+        principal: owner.clone(),
+        credential: "key 00".to_owned(),
+        expires_at,
+        used: None,
+    }
+}
+
+fn used(at: i64, request: &str) -> TicketUse {
+    TicketUse {
+        at,
+        request: request.to_owned(),
+        run: None,
+    }
+}
+
+async fn a_ticket_is_used_once(store: &Kept) {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let mine = ticket("a", &ada(), now + 60_000);
+    assert!(store.issue(&mine, 10).await.unwrap());
+    assert_eq!(store.ticket(&mine.id).await.unwrap(), Some(mine.clone()));
+    assert_eq!(store.ticket("b").await.unwrap(), None);
+    assert!(!store.claim("b", &used(now, "x"), now).await.unwrap(), "there is none");
+    assert!(
+        !store.claim(&mine.id, &used(now + 60_000, "x"), now).await.unwrap(),
+        "its end is not part of its time"
+    );
+    assert_eq!(store.ticket(&mine.id).await.unwrap(), Some(mine.clone()));
+
+    let first = used(now + 59_999, "x");
+    assert!(store.claim(&mine.id, &first, now + 900_000).await.unwrap());
+    assert!(!store.claim(&mine.id, &first, now + 900_000).await.unwrap());
+    let claimed = TicketRecord {
+        used: Some(first.clone()),
+        ..mine.clone()
+    };
+    assert_eq!(store.ticket(&mine.id).await.unwrap(), Some(claimed));
+    // What came to nothing was no use,
+    store.give_back(&mine.id).await.unwrap();
+    assert_eq!(store.ticket(&mine.id).await.unwrap(), Some(mine.clone()));
+    assert!(store.claim(&mine.id, &used(now, "y"), now + 900_000).await.unwrap());
+    // and what came to something was one for ever.
+    let (run, other) = (RunId::new(), RunId::new());
+    store.tie(&mine.id, run).await.unwrap();
+    store.tie(&mine.id, other).await.unwrap();
+    store.give_back(&mine.id).await.unwrap();
+    let tied = store.ticket(&mine.id).await.unwrap().unwrap().used.unwrap();
+    assert_eq!((tied.run, tied.request.as_str()), (Some(run), "y"));
+    assert!(!store.claim(&mine.id, &used(now, "y"), now).await.unwrap());
+    // Nothing can be tied to what was not used, or is not there.
+    let fresh = ticket("c", &ada(), now + 60_000);
+    store.issue(&fresh, 10).await.unwrap();
+    store.tie(&fresh.id, run).await.unwrap();
+    store.give_back(&fresh.id).await.unwrap();
+    store.tie("b", run).await.unwrap();
+    assert_eq!(store.ticket(&fresh.id).await.unwrap(), Some(fresh));
+}
+
+async fn of_many_who_use_a_ticket_at_once_one_does(store: &Kept) {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let mine = ticket("a", &ada(), now + 60_000);
+    store.issue(&mine, 10).await.unwrap();
+    let uses: Vec<TicketUse> = (0..32).map(|n| used(now, &format!("request {n}"))).collect();
+    let claims = uses.iter().map(|used| store.claim(&mine.id, used, now + 90_000));
+    let claims = futures_util::future::join_all(claims).await;
+    let first: Vec<usize> = (0..32).filter(|n| *claims[*n].as_ref().unwrap()).collect();
+    assert_eq!(first.len(), 1, "{first:?}");
+    let kept = store.ticket(&mine.id).await.unwrap().unwrap().used;
+    assert_eq!(kept.as_ref(), Some(&uses[first[0]]));
+}
+
+async fn a_caller_has_so_many_tickets_and_no_more(store: &Kept) {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let issue =
+        async |name: &str, owner: &Principal, end: i64| store.issue(&ticket(name, owner, end), 2).await.unwrap();
+    let bob = Principal::named("bob");
+    assert!(
+        issue("old", &ada(), now - 1).await,
+        "one that has expired takes no room"
+    );
+    assert!(issue("a", &ada(), now + 60_000).await);
+    assert!(issue("b", &ada(), now + 60_000).await);
+    assert!(!issue("c", &ada(), now + 60_000).await);
+    assert_eq!(store.ticket(&ticket("c", &bob, 0).id).await.unwrap(), None);
+    assert!(issue("d", &bob, now + 60_000).await, "another's take none either");
+    let a = ticket("a", &ada(), 0).id;
+    store.claim(&a, &used(now, "x"), now + 60_000).await.unwrap();
+    assert!(issue("e", &ada(), now + 60_000).await, "nor do those that are used");
+    assert!(!issue("f", &ada(), now + 60_000).await);
+}
+
+async fn tickets_are_swept_when_their_time_is_over(store: &Kept) {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let [unused, claimed, given_back] = ["a", "b", "c"].map(|name| ticket(name, &ada(), now + 100));
+    for ticket in [&unused, &claimed, &given_back] {
+        store.issue(ticket, 10).await.unwrap();
+    }
+    for ticket in [&claimed, &given_back] {
+        assert!(store.claim(&ticket.id, &used(now, "x"), now + 1000).await.unwrap());
+    }
+    store.give_back(&given_back.id).await.unwrap();
+    let left = async || {
+        let mut left = 0;
+        for ticket in [&unused, &claimed, &given_back] {
+            left += usize::from(store.ticket(&ticket.id).await.unwrap().is_some());
+        }
+        left
+    };
+    for (time, swept, still) in [
+        (now, 0, 3),
+        (now + 99, 0, 3),
+        (now + 100, 2, 1),
+        (now + 999, 0, 1),
+        (now + 1000, 1, 0),
+    ] {
+        assert_eq!(store.sweep_tickets(time).await.unwrap(), swept, "{}", time - now);
+        assert_eq!(left().await, still, "{}", time - now);
+    }
 }

@@ -33,12 +33,15 @@ pub struct Issuer {
 pub(super) struct Bearer {
     /// Whose it is.
     pub(super) principal: Principal,
+    /// Until when it is good, in milliseconds since 1970.
+    pub(super) expires: i64,
 }
 
 #[derive(Deserialize)]
 struct Claims {
     iss: String,
     sub: String,
+    exp: f64,
     scope: Option<Words>,
     scp: Option<Words>,
 }
@@ -75,6 +78,11 @@ impl Issuer {
         self.keys.keep().await;
     }
 
+    /// What it is called.
+    pub(super) fn name(&self) -> &str {
+        &self.settings.issuer
+    }
+
     /// What those may who have a token of its.
     pub(super) fn allowance(&self) -> &Allowance {
         &self.settings.allowance
@@ -105,6 +113,7 @@ impl Issuer {
         }
         Ok(Some(Bearer {
             principal: Principal::named(&format!("jwt:{}", claims.sub)),
+            expires: (claims.exp * 1000.0) as i64,
         }))
     }
 

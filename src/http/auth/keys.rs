@@ -52,6 +52,12 @@ impl fmt::Debug for Key {
     }
 }
 
+impl Key {
+    fn taken(&self, now: Timestamp) -> bool {
+        self.standing == Standing::Good && self.expires.is_none_or(|end| now < end)
+    }
+}
+
 /// All keys.
 #[derive(Clone, Debug, Default)]
 pub struct Keyring {
@@ -85,6 +91,12 @@ impl Keyring {
         names
     }
 
+    /// The key of that SHA-256, if it is one that is taken `now`.
+    pub(super) fn known(&self, sha256: &str, now: Timestamp) -> Option<&Key> {
+        let found = self.keys.iter().find(|key| hex(&key.sha256) == sha256);
+        found.filter(|key| key.taken(now))
+    }
+
     /// The key that this is, if it is one that is taken `now`. All are compared, and each to its end, so that the time
     /// that it takes tells nothing.
     pub(super) fn find(&self, told: &str, now: Timestamp) -> Option<&Key> {
@@ -95,7 +107,7 @@ impl Keyring {
                 found = Some(key);
             }
         }
-        found.filter(|key| key.standing == Standing::Good && key.expires.is_none_or(|end| now < end))
+        found.filter(|key| key.taken(now))
     }
 }
 
@@ -104,14 +116,23 @@ impl Keyring {
 /// # Errors
 /// The system has no random numbers.
 pub fn generate() -> Result<(String, String), aws_lc_rs::error::Unspecified> {
+    let key = secret(PREFIX)?;
+    let digest = digest(&SHA256, key.as_bytes());
+    let hex = hex(digest.as_ref());
+    Ok((key, hex))
+}
+
+/// A word that nobody guesses, after what it begins with.
+pub(in crate::http) fn secret(prefix: &str) -> Result<String, aws_lc_rs::error::Unspecified> {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
     let mut random = [0; 32];
     aws_lc_rs::rand::fill(&mut random)?;
-    let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random));
-    let digest = digest(&SHA256, key.as_bytes());
-    let hex = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((key, hex))
+    Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(random)))
+}
+
+pub(in crate::http) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Who may call, and as whom.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
@@ -13,6 +13,7 @@ use crate::{
     chat::Principal,
     error::{Error, ErrorCode},
     run::Permit,
+    store::TicketRecord,
 };
 
 mod host;
@@ -21,6 +22,7 @@ mod jwks;
 #[cfg_attr(not(feature = "jwt"), path = "no_jwt.rs")]
 pub mod jwt;
 pub mod keys;
+pub(in crate::http) mod site;
 
 pub use host::Names;
 use keys::{Allowance, Keyring};
@@ -95,23 +97,106 @@ pub struct Caller {
     pub permit: Arc<Permit>,
     /// How many requests within a minute; 0: no limit.
     pub requests_per_minute: u32,
+    /// How it is known.
+    pub proof: Proof,
+}
+
+/// How a caller is known.
+#[derive(Clone, Copy)]
+pub enum Proof {
+    /// Not at all.
+    Nobody,
+    /// By the key with this SHA-256.
+    Key([u8; 32]),
+    /// By a token that is good until then, in milliseconds since 1970.
+    Token(i64),
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nobody => "Nobody",
+            Self::Key(_) => "Key",
+            Self::Token(_) => "Token",
+        })
+    }
 }
 
 impl FromRequestParts<Front> for Caller {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Self, Refusal> {
-        if let Some(name) = credential_in(parts.uri.query().unwrap_or("")) {
-            let message = format!("`{name}` has no place in a URL, where logs keep it; use the Authorization header.");
-            return Err(Error::new(ErrorCode::CredentialInUrl, message).into());
-        }
-        if conflict(&parts.headers) {
-            let message = "There must be one credential: Authorization or X-Api-Key, or both with the same key.";
-            return Err(Error::new(ErrorCode::AuthConflict, message).into());
-        }
+        sane(parts, front)?;
         let caller = known(&parts.headers, front).await?;
         limits::count(&caller, parts, front).await?;
         Ok(caller)
+    }
+}
+
+/// Refuses a request whose credentials are not to be looked at.
+pub(super) fn sane(parts: &Parts, front: &Front) -> Result<(), Error> {
+    let settings = &front.settings;
+    site::admit(&parts.uri, &parts.headers, &settings.access, &settings.allowed_origins)?;
+    if let Some(name) = credential_in(parts.uri.query().unwrap_or("")) {
+        let message = format!("`{name}` has no place in a URL, where logs keep it; use the Authorization header.");
+        return Err(Error::new(ErrorCode::CredentialInUrl, message));
+    }
+    if conflict(&parts.headers) {
+        let message = "There must be one credential: Authorization or X-Api-Key, or both with the same key.";
+        return Err(Error::new(ErrorCode::AuthConflict, message));
+    }
+    Ok(())
+}
+
+/// Who calls, if they say so.
+pub(super) async fn told(headers: &HeaderMap, front: &Front) -> Result<Option<Caller>, Error> {
+    match credential(headers) {
+        Credential::None => Ok(None),
+        _ => known(headers, front).await.map(Some),
+    }
+}
+
+/// What a ticket's row says of how its maker was known.
+pub(super) fn credential_of(proof: Proof, front: &Front) -> String {
+    match (proof, &front.issuer) {
+        (Proof::Key(sha256), _) => format!("key {}", keys::hex(&sha256)),
+        (Proof::Token(_), Some(issuer)) => format!("issuer {}", issuer.name()),
+        _ => "nobody".to_owned(),
+    }
+}
+
+/// Who made a ticket, if what they were known with is still taken.
+pub(super) fn owner(ticket: &TicketRecord, front: &Front) -> Option<Caller> {
+    let access = &front.settings.access;
+    let (proof, allowance) = match ticket.credential.split_once(' ') {
+        None => return access.open().then(|| nobody(access)),
+        Some(("key", sha256)) => {
+            let key = access.keys.known(sha256, Timestamp::now());
+            let key = key.filter(|key| key.principal == ticket.principal)?;
+            (Proof::Key(key.sha256), &key.allowance)
+        }
+        Some((_, name)) => {
+            let issuer = front.issuer.as_deref().filter(|issuer| issuer.name() == name)?;
+            (Proof::Token(ticket.expires_at), issuer.allowance())
+        }
+    };
+    Some(Caller {
+        principal: ticket.principal.clone(),
+        shared: false,
+        permit: allowance.permit.clone(),
+        requests_per_minute: allowance.requests_per_minute,
+        proof,
+    })
+}
+
+/// Whoever it is.
+fn nobody(access: &Access) -> Caller {
+    Caller {
+        principal: Principal::anonymous(),
+        shared: !access.loopback,
+        permit: access.anonymous.permit.clone(),
+        requests_per_minute: access.anonymous.requests_per_minute,
+        proof: Proof::Nobody,
     }
 }
 
@@ -120,12 +205,7 @@ async fn known(headers: &HeaderMap, front: &Front) -> Result<Caller, Error> {
     let access = &front.settings.access;
     let told = credential(headers);
     if !access.guarded() || (told == Credential::None && access.open()) {
-        return Ok(Caller {
-            principal: Principal::anonymous(),
-            shared: !access.loopback,
-            permit: access.anonymous.permit.clone(),
-            requests_per_minute: access.anonymous.requests_per_minute,
-        });
+        return Ok(nobody(access));
     }
     let told = match told {
         Credential::None => {
@@ -135,11 +215,11 @@ async fn known(headers: &HeaderMap, front: &Front) -> Result<Caller, Error> {
         Credential::Malformed => return Err(invalid()),
         Credential::Told(told) => told,
     };
-    let (principal, allowance) = match (access.keys.find(told, Timestamp::now()), &front.issuer) {
-        (Some(key), _) => (key.principal.clone(), &key.allowance),
+    let (principal, allowance, proof) = match (access.keys.find(told, Timestamp::now()), &front.issuer) {
+        (Some(key), _) => (key.principal.clone(), &key.allowance, Proof::Key(key.sha256)),
         (None, Some(issuer)) if jwt::is_token(told) => {
             let bearer = issuer.bearer(told).await?.ok_or_else(invalid)?;
-            (bearer.principal, issuer.allowance())
+            (bearer.principal, issuer.allowance(), Proof::Token(bearer.expires))
         }
         (None, _) => return Err(invalid()),
     };
@@ -148,6 +228,7 @@ async fn known(headers: &HeaderMap, front: &Front) -> Result<Caller, Error> {
         shared: false,
         permit: allowance.permit.clone(),
         requests_per_minute: allowance.requests_per_minute,
+        proof,
     })
 }
 

@@ -32,6 +32,7 @@ mod artifacts;
 mod replica;
 mod runs;
 mod sessions;
+mod tickets;
 
 /// Connections of a gateway's, beside the one that says that it lives.
 const CONNECTIONS: u32 = 16;
@@ -76,6 +77,11 @@ fn migrations() -> Migrator {
             2,
             "artifacts",
             include_str!("../../../migrations/postgres/0002_artifacts.sql"),
+        ),
+        simple(
+            3,
+            "tickets",
+            include_str!("../../../migrations/postgres/0003_tickets.sql"),
         ),
     ])
 }

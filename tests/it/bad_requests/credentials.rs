@@ -69,7 +69,7 @@ pub(super) fn rows() -> Vec<Row> {
         ("GET", "/sessions/%FF".into()),
         ("GET", "/sessions/%ff/messages".into()),
         ("GET", "/artifacts/01920000-0000-4000-8000-000000000001".into()),
-        ("GET", "/tickets".into()),
+        ("GET", "/ticket".into()),
     ] {
         rows.push(row(
             format!("B042 {method} {path}"),

@@ -1,0 +1,43 @@
+//! Which pages may make a browser ask: what a browser sends by itself is not what its user wants.
+
+use axum::http::{HeaderMap, Uri};
+
+use super::Access;
+use crate::error::{Error, ErrorCode};
+
+/// Refuses what a page of another site made a browser send: an image, a form, a link, whatever needs no leave (CORS keeps
+/// such a page from reading an answer, not from asking). A file may be linked to from anywhere: whoever follows the link
+/// gets it, and not the page.
+///
+/// # Errors
+/// `cross_site`.
+pub(super) fn admit(uri: &Uri, headers: &HeaderMap, access: &Access, allowed: &[String]) -> Result<(), Error> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    if header("sec-fetch-site") != "cross-site" {
+        return Ok(());
+    }
+    let origin = header("origin");
+    let link = uri.path().starts_with("/artifacts/") && header("sec-fetch-mode") == "navigate";
+    if link || allowed.iter().any(|known| known == origin) || access.local_page(origin) {
+        return Ok(());
+    }
+    let refused = "A page of another site may not ask here; server.cors_allowed_origins lists those that may.";
+    Err(Error::new(ErrorCode::CrossSite, refused))
+}
+
+/// Refuses what a browser fetches before anybody wants it: a GET that costs something is not for that.
+///
+/// # Errors
+/// `cross_site`.
+pub(in crate::http) fn wanted(headers: &HeaderMap) -> Result<(), Error> {
+    let early = |name: &str| headers.get(name).is_some_and(|value| !value.is_empty());
+    // The header's name today, and what browsers called it before.
+    let before = |name: &str| {
+        let told = headers.get(name).and_then(|value| value.to_str().ok());
+        told.is_some_and(|told| told.eq_ignore_ascii_case("prefetch") || told.eq_ignore_ascii_case("preview"))
+    };
+    if early("sec-purpose") || before("purpose") || before("x-purpose") || before("x-moz") {
+        return Err(Error::new(ErrorCode::CrossSite, "A prefetch does not start a run."));
+    }
+    Ok(())
+}
