@@ -15,6 +15,7 @@ use crate::{
     provider::Providers,
     run::{Artifacts, Others, Runs},
     store::{self, Blobs},
+    telemetry::trace::Tracer,
     tool::{self, Tools},
 };
 
@@ -45,7 +46,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         blobs: blobs(&settings)?,
         limits: settings.artifacts,
     };
-    let store = store::open(settings.store_url.as_str()).await?;
+    let store = store::open_counted(settings.store_url.as_str(), &meters).await?;
     let others = match store::open_relay(settings.run_log_url.as_str())? {
         None => Others::default(),
         Some((relay, tally)) => Others {
@@ -65,6 +66,10 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         Some(at) => Some(back_door(at).await?),
         None => None,
     };
+    let tracer = match &settings.otlp {
+        Some(otlp) => Tracer::begin(otlp).map_err(config_error)?,
+        None => Tracer::default(),
+    };
     let admin = back.as_ref().map(TcpListener::local_addr);
     let admin = admin.transpose().map_err(Error::internal)?;
     introduce(&settings, &agents, address, admin);
@@ -78,7 +83,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         artifacts,
         others,
         settings.runs,
-        meters,
+        (meters, tracer),
     );
     let front = Front {
         runs: runs.clone(),
@@ -136,6 +141,9 @@ fn meters(settings: &Settings) -> Arc<Meters> {
     let mut meters = Meters::new(names);
     if !settings.run_log_url.as_str().starts_with("memory:") {
         meters.expect_relay();
+    }
+    if settings.otlp.is_some() {
+        meters.expect_traces();
     }
     Arc::new(meters)
 }
@@ -198,6 +206,7 @@ async fn live(
     }
     runs.tools.close().await;
     runs.store.close().await;
+    runs.tracer.close().await;
     over.cancel();
     if let Some(back) = back {
         let _ = back.await; // it ends at once

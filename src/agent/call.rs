@@ -8,7 +8,8 @@ use tokio::time::{Instant, timeout};
 use super::{Agent, Kit, Turn};
 use crate::{
     chat::{Artifact, Event, ToolCall, ToolResult},
-    tool::{File, Offer, ToolError, ToolOutput},
+    telemetry::trace::Kind,
+    tool::{File, Offer, ToolContext, ToolError, ToolOutput},
 };
 
 /// The most calls of one round that are made; the rest get an error as their result.
@@ -17,6 +18,8 @@ const MAX_CALLS: usize = 16;
 const MAX_RESULT: usize = 256 << 10;
 /// What is shown of a result that is larger than that, in bytes.
 const HEAD: usize = 8 << 10;
+/// The most of a call's id that is told to those who watch: it is the provider's.
+const MAX_ID: usize = 128;
 /// What the meters call arguments that no tool can take.
 pub(super) const ARGS_INVALID: &str = "args_invalid";
 
@@ -137,7 +140,17 @@ async fn make<'a>(
 ) -> (&'a ToolCall, Vec<Artifact>, Outcome) {
     let began = Instant::now();
     let patience = offer.tool().timeout().unwrap_or(usual);
-    let work = async { offer.tool().call(&call.arguments, &kit.context).await };
+    let mut span = kit.span.child(Kind::Internal, || format!("execute_tool {}", call.name));
+    span.note("gen_ai.operation.name", || "execute_tool");
+    span.note("gen_ai.tool.name", || call.name.as_str());
+    span.note("gen_ai.tool.call.id", || {
+        &call.id[..call.id.floor_char_boundary(MAX_ID)]
+    });
+    let context = ToolContext {
+        trace: span.traceparent(),
+        ..kit.context.clone()
+    };
+    let work = async { offer.tool().call(&call.arguments, &context).await };
     let mut word = "ok";
     let output = match timeout(patience, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(output)) => output,
@@ -177,6 +190,9 @@ async fn make<'a>(
         took: began.elapsed(),
         word: if ok || word != "ok" { word } else { "failed" },
     };
+    if !ok {
+        span.fail(outcome.word);
+    }
     (call, kept, outcome)
 }
 

@@ -11,6 +11,7 @@ use crate::{
     chat::{Artifact, ResponseFormat, Settings},
     error::{Error, ErrorCode},
     meters::Meters,
+    telemetry::trace::Span,
     tool::{self, File, Offer, ToolContext},
 };
 
@@ -65,6 +66,8 @@ pub struct Kit<'a> {
     pub began: Instant,
     /// Where it is counted what happens.
     pub meters: &'a Meters,
+    /// The run, as part of a trace.
+    pub span: &'a Span,
 }
 
 /// Where the files are kept that tools make.

@@ -19,6 +19,7 @@ use crate::{
     error::{Error, ErrorCode},
     meters::CallMeter,
     provider::{ChunkStream, Provider},
+    telemetry::trace::{Kind, Span, Value},
 };
 
 /// One who can be asked.
@@ -103,10 +104,13 @@ async fn ask(
 ) -> Result<(), Error> {
     turn.rounds += 1;
     turn.round = Some(Round::default());
-    let (mut chunks, mut meter) = open(candidates, kit, turn).await?;
+    let (mut chunks, mut meter, mut span) = open(candidates, kit, turn).await?;
     let mut events = Vec::new();
     while let Some(batch) = chunks.next().await {
-        let batch = batch.inspect_err(|error| kit.meters.call_failed(&error.provider, error.kind.word()))?;
+        let batch = batch.inspect_err(|error| {
+            kit.meters.call_failed(&error.provider, error.word());
+            span.fail(error.word());
+        })?;
         let round = turn.round.get_or_insert_default();
         let before = round.size();
         for chunk in batch {
@@ -136,11 +140,34 @@ async fn ask(
         }
     }
     drop((chunks, meter));
-    finish(turn, kit, say)
+    finish(turn, kit, say)?;
+    note(&mut span, turn);
+    Ok(())
+}
+
+/// What a call came to.
+fn note(span: &mut Span, turn: &Turn) {
+    if let Some(call) = turn.calls.last() {
+        for (name, count) in [
+            ("gen_ai.usage.input_tokens", call.usage.input_tokens),
+            ("gen_ai.usage.output_tokens", call.usage.output_tokens),
+        ] {
+            if let Some(count) = count {
+                span.note(name, || count);
+            }
+        }
+    }
+    if let Some(finish) = turn.finish {
+        span.note("gen_ai.response.finish_reasons", || Value::Words(vec![finish.as_str()]));
+    }
 }
 
 /// Opens the round's stream: at the candidate that has answered so far, or, as long as nobody has, at the next that can.
-async fn open(candidates: &[Candidate], kit: &Kit<'_>, turn: &mut Turn) -> Result<(ChunkStream, CallMeter), Error> {
+async fn open(
+    candidates: &[Candidate],
+    kit: &Kit<'_>,
+    turn: &mut Turn,
+) -> Result<(ChunkStream, CallMeter, Span), Error> {
     loop {
         let Some(Candidate { model, provider }) = candidates.get(turn.candidate) else {
             return Err(Error::internal("a turn without anybody to ask"));
@@ -148,11 +175,14 @@ async fn open(candidates: &[Candidate], kit: &Kit<'_>, turn: &mut Turn) -> Resul
         turn.request.model.clone_from(&model.model);
         turn.model = model.to_string();
         let meter = kit.meters.call(&model.provider, &model.model);
+        let mut span = begin(kit, model, &**provider);
+        turn.request.trace = span.traceparent();
         let error = match provider.stream(&fitted(&**provider, &turn.request)).await {
-            Ok(chunks) => return Ok((chunks, meter)),
+            Ok(chunks) => return Ok((chunks, meter, span)),
             Err(error) => error,
         };
-        kit.meters.call_failed(&model.provider, error.kind.word());
+        kit.meters.call_failed(&model.provider, error.word());
+        span.fail(error.word());
         if error.unsent() {
             turn.round = None; // nothing was sent, so nothing can be billed
         }
@@ -170,6 +200,18 @@ async fn open(candidates: &[Candidate], kit: &Kit<'_>, turn: &mut Turn) -> Resul
             None => return Err(error.into()),
         }
     }
+}
+
+/// A call to a model, as part of the run's trace.
+fn begin(kit: &Kit<'_>, model: &ModelRef, provider: &dyn Provider) -> Span {
+    let mut span = kit.span.child(Kind::Client, || format!("chat {}", model.model));
+    span.note("gen_ai.operation.name", || "chat");
+    span.note("gen_ai.provider.name", || provider.identity().system);
+    span.note("gen_ai.request.model", || model.model.as_str());
+    if let Some(server) = provider.identity().server {
+        span.note("server.address", || server);
+    }
+    span
 }
 
 /// The round is over: its words and calls become a message.

@@ -68,3 +68,16 @@ pub enum FinishKind {
     /// It asks for tools.
     ToolCalls,
 }
+
+impl FinishKind {
+    /// The word that clients get.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FinishKind::Stop => "stop",
+            FinishKind::Length => "length",
+            FinishKind::ContentFilter => "content_filter",
+            FinishKind::ToolCalls => "tool_calls",
+        }
+    }
+}

@@ -22,6 +22,8 @@ pub struct ChatRequest {
     pub settings: Settings,
     /// In what form.
     pub response_format: ResponseFormat,
+    /// The trace that it is part of, as W3C's `traceparent`.
+    pub trace: Option<String>,
 }
 
 /// A tool as a model is told of it.

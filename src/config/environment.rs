@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use secrecy::SecretString;
 
-use super::{tree::ProviderTree, values::Secret};
-use crate::provider;
+use super::{ConfigError, tree::ProviderTree, values::Secret, wrong};
+use crate::{provider, telemetry::trace::OtlpSettings};
 
 /// The providers that the environment can configure, in the order of preference: the kind, its keys' variables, its
 /// address's. Any of them configures it.
@@ -65,6 +65,30 @@ pub(super) fn cloud(environment: &BTreeMap<String, String>) -> Vec<(String, Secr
     let ours = |name: &str| name.starts_with("AZURE_OPENAI_") || name == "GOOGLE_API_KEY";
     let told = environment.iter().filter(|(name, _)| theirs(name) && !ours(name));
     told.map(|(name, value)| (name.clone(), value.clone().into())).collect()
+}
+
+/// Where traces are sent, if anywhere: the setting, or else the usual variable; and as whom.
+pub(super) fn otlp(setting: &str, environment: &BTreeMap<String, String>) -> Result<Option<OtlpSettings>, ConfigError> {
+    let usual = environment
+        .get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .map_or("", String::as_str);
+    let endpoint = if setting.is_empty() { usual } else { setting };
+    if endpoint.is_empty() {
+        return Ok(None);
+    }
+    let fine = url::Url::parse(endpoint).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.password().is_none()
+    });
+    if !fine {
+        return Err(wrong(
+            "log.otlp_endpoint: must be http(s)://HOST:PORT; the path /v1/traces is added to it",
+        ));
+    }
+    let service = environment.get("OTEL_SERVICE_NAME").cloned();
+    Ok(Some(OtlpSettings {
+        endpoint: endpoint.to_owned(),
+        service: service.unwrap_or_else(|| "sluicegate".to_owned()),
+    }))
 }
 
 /// `OLLAMA_HOST` is what Ollama listens on, in any of its spellings: `0.0.0.0`, `host`, `:11434`, `http://host:11434`.

@@ -18,7 +18,7 @@ use crate::{
     provider::ProviderSettings,
     run,
     store::StoreUrl,
-    telemetry::LogFormat,
+    telemetry::{LogFormat, trace::OtlpSettings},
     tool::ToolSettings,
 };
 
@@ -103,6 +103,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_filter: String,
+    /// Where traces are sent.
+    pub otlp: Option<OtlpSettings>,
     /// Who answers.
     pub providers: Vec<ProviderSettings>,
     /// What agents can do beside talking.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ConfigError, Flags, Settings,
     auth::{AuthTree, LimitsSection},
-    environment::{FROM_ENVIRONMENT, cloud, usual_provider},
+    environment::{FROM_ENVIRONMENT, cloud, otlp, usual_provider},
     tools::{self, HttpToolDefaults, McpDefaults, McpTree, ToolsTree},
     values::{List, OptionalAddress, OptionalTime, Secret, Size, Time},
     wrong,
@@ -123,6 +123,7 @@ pub(super) struct ArtifactsSection {
 pub(super) struct Log {
     format: LogWord,
     filter: String,
+    otlp_endpoint: String,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -368,6 +369,7 @@ impl Tree {
                 LogWord::Json => LogFormat::Json,
             },
             log_filter: log.filter.clone(),
+            otlp: otlp(&log.otlp_endpoint, environment)?,
             providers,
             tools,
             agents,

@@ -13,7 +13,10 @@ use super::{
     error::{self, Refusal},
     health, layers,
 };
-use crate::error::{Error, ErrorCode};
+use crate::{
+    error::{Error, ErrorCode},
+    telemetry,
+};
 
 /// What `text` in `meters` writes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,8 +42,9 @@ pub fn router(front: Front) -> Router {
 async fn metrics(State(front): State<Front>, headers: HeaderMap) -> Response {
     let runs = &front.runs;
     runs.take_stock();
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     runs.meters
-        .tasks_now(tokio::runtime::Handle::current().metrics().num_alive_tasks());
+        .process_now(tasks, telemetry::panics(), telemetry::dropped());
     let _ = front.readiness.store(runs).await; // the meters are told
     let takes = |value: &HeaderValue| {
         value

@@ -23,6 +23,7 @@ use crate::{
     chat::EventId,
     error::{Error, ErrorCode},
     run::{Follow, Interest, Order, Reader},
+    telemetry::trace::TraceContext,
 };
 
 /// `POST /chat`.
@@ -115,9 +116,11 @@ pub async fn sse_by_query(
         return Ok(read(follow, data, &front, &request_id));
     }
     let key = order::key(headers, query.take("key"))?;
+    let trace = request.extensions().get::<TraceContext>().copied();
     let parameters = query.rest();
     let request = order::fingerprint_of(&parameters, key.as_deref());
     let order = order::from_query(parameters, key, caller, front.settings.detach_grace)?;
+    let order = Order { trace, ..order };
     let follow = match ticket {
         Some(ticket) => ticket.start(&front, order, request).await?,
         None => Follow::Events(begin(&front, order, Interest::Every).await?),
@@ -166,8 +169,10 @@ pub(super) async fn ordered(
     if key.is_none() {
         front.runs.open()?; // who comes again with a key needs no room
     }
+    let trace = request.extensions().get::<TraceContext>().copied();
     let body = body::json(request, &front.settings).await?;
-    Ok(order::from_body(body, key, door, caller, front.settings.detach_grace)?)
+    let (order, data) = order::from_body(body, key, door, caller, front.settings.detach_grace)?;
+    Ok((Order { trace, ..order }, data))
 }
 
 /// The event that a client names as the last it has: the header wins, for a reconnect repeats the old URL. A browser that

@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, Version, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     error::{Error, ErrorCode},
     meters::Meters,
+    telemetry::trace::{Kind, TraceContext},
 };
 
 /// The longest path and query, in bytes.
@@ -64,6 +65,16 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
         request.method().clone(),
     );
     let id = request_id(&request);
+    let mut span = front
+        .runs
+        .tracer
+        .span(told_trace(request.headers()), Kind::Server, || match &route {
+            Some(route) => format!("{method} {}", route.as_str()),
+            None => method.to_string(),
+        });
+    if let Some(context) = span.context() {
+        request.extensions_mut().insert(context);
+    }
     request.extensions_mut().insert(RequestId(id.clone()));
     let told = Told::default();
     request.extensions_mut().insert(told.clone());
@@ -81,8 +92,25 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     limits::tell(&told, response.headers_mut());
     let (route, status) = (route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
     front.runs.meters.request(route, method.as_str(), status);
+    span.note("http.request.method", || method.as_str());
+    span.note("http.response.status_code", || u64::from(status));
+    if let Some(route) = route {
+        span.note("http.route", || route);
+    }
+    if status >= 500 {
+        span.fail("5xx");
+    }
     tracing::debug!(request_id = %id, %method, route, status, "a request was answered");
     response
+}
+
+/// The trace that a request says it is part of: one that says two is part of none.
+fn told_trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut told = headers.get_all("traceparent").iter();
+    match (told.next(), told.next()) {
+        (Some(one), None) => TraceContext::parse(one.to_str().ok()?),
+        _ => None,
+    }
 }
 
 /// The request's id: its own if that is well-formed, else a new one.

@@ -111,6 +111,7 @@ pub fn from_body(
         store,
         idempotency,
         may_name_sessions: !caller.shared,
+        trace: None,
     };
     fields.end()?;
     order.message = checked_message(message)?;

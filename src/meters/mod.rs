@@ -7,20 +7,21 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use prometheus_client::{
     encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
-    registry::{Metric, Registry, Unit},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
 };
 
 mod call;
 mod label;
 mod process;
+mod register;
 mod timing;
 
 pub use call::CallMeter;
@@ -80,6 +81,7 @@ pub struct Meters {
     commit_unknown: Counter,
     store_reconnects: Counter,
     relay: Relay,
+    spans_lost: Counter,
 }
 
 /// Levels that others know: they are set before the meters are read.
@@ -90,6 +92,8 @@ struct Standing {
     log_bytes: Gauge,
     log_limit: Gauge,
     tasks: Gauge,
+    panics: Counter,
+    log_dropped: Counter,
 }
 
 /// What other gateways are told through; its meters are there only if it is.
@@ -118,241 +122,7 @@ impl Default for Meters {
     }
 }
 
-/// A meter on the register.
-fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register(name, help, metric.clone());
-    metric
-}
-
-/// The same, in seconds; the name ends so.
-fn timed<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
-    metric
-}
-
 impl Meters {
-    /// Meters at zero. `names` are what may be the value of a label beside our own words: agents, providers, models, tools and
-    /// routes, as configured.
-    #[must_use]
-    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(process::Process::default())); // by the names that everybody's processes have
-        let r = registry.sub_registry_with_prefix(PREFIX);
-        let meters = Self {
-            names: names.into_iter().map(Arc::from).collect(),
-            requests: add(
-                r,
-                "http_requests",
-                "Requests answered, by route, method and status",
-                Count::default(),
-            ),
-            connections: add(
-                r,
-                "connections_open",
-                "Connections of clients that are open",
-                Gauge::default(),
-            ),
-            accept_errors: add(
-                r,
-                "accept_errors",
-                "Connections that could not be accepted",
-                Counter::default(),
-            ),
-            slow_clients: add(
-                r,
-                "slow_clients",
-                "Connections cut because their client took nothing for too long",
-                Counter::default(),
-            ),
-            disconnects: add(
-                r,
-                "client_disconnects",
-                "Clients that went before their answer's end, by what they had of it",
-                Count::default(),
-            ),
-            streams: add(r, "streams_open", "Answers being given, by format", Level::default()),
-            auth_failures: add(
-                r,
-                "auth_failures",
-                "Requests refused for their credential, by code",
-                Count::default(),
-            ),
-            rate_limited: add(
-                r,
-                "rate_limited",
-                "Requests refused by a caller's own limits",
-                Counter::default(),
-            ),
-            runs: add(
-                r,
-                "runs",
-                "Runs that ended, by how, by agent and by provider",
-                Count::default(),
-            ),
-            run_seconds: timed(r, "run_duration", "How long runs took", Timing::default()),
-            resumes: add(
-                r,
-                "resumes",
-                "Readers that came back with the id of an event, by what they found",
-                Count::default(),
-            ),
-            idempotent_hits: add(
-                r,
-                "idempotent_hits",
-                "Requests whose key had started their run before",
-                Counter::default(),
-            ),
-            session_conflicts: add(
-                r,
-                "session_conflicts",
-                "Requests and runs that found their session taken",
-                Counter::default(),
-            ),
-            shed: add(
-                r,
-                "shed",
-                "Runs refused because this gateway was at a limit, by limit",
-                Count::default(),
-            ),
-            standing: Standing {
-                running: add(r, "runs_active", "Runs under way", Gauge::default()),
-                kept: add(
-                    r,
-                    "runs_finished_kept",
-                    "Ended runs whose logs can still be read",
-                    Gauge::default(),
-                ),
-                log_bytes: add(r, "log_memory_bytes", "Bytes in the logs of all runs", Gauge::default()),
-                log_limit: add(r, "log_memory_limit_bytes", "How many these may be", Gauge::default()),
-                tasks: add(r, "tasks", "Tasks of the process", Gauge::default()),
-            },
-            upstream_requests: add(
-                r,
-                "upstream_requests",
-                "Calls to models, by provider and model",
-                Count::default(),
-            ),
-            upstream_errors: add(
-                r,
-                "upstream_errors",
-                "Calls to models that failed in the end, by provider and kind",
-                Count::default(),
-            ),
-            upstream_retries: add(
-                r,
-                "upstream_retries",
-                "Calls that were made again before anything was said, by provider and reason",
-                Count::default(),
-            ),
-            upstream_inflight: add(
-                r,
-                "upstream_inflight",
-                "Calls to models under way, by provider",
-                Level::default(),
-            ),
-            first_token: timed(
-                r,
-                "time_to_first_token",
-                "From the beginning of a run to the first thing its model said, by provider",
-                Times::default(),
-            ),
-            token_gap: timed(
-                r,
-                "token_gap",
-                "Between two pieces of an answer as they came in, by provider",
-                Times::default(),
-            ),
-            tokens: add(
-                r,
-                "tokens",
-                "Tokens, by provider, model and direction",
-                Count::default(),
-            ),
-            tokens_estimated: add(
-                r,
-                "tokens_estimated",
-                "Of the tokens of input and output: in calls whose provider did not say all numbers",
-                Count::default(),
-            ),
-            tool_calls: add(r, "tool_calls", "Calls of tools, by tool and outcome", Count::default()),
-            store_up: add(
-                r,
-                "store_up",
-                "Whether the store can be reached and written to",
-                Gauge::default(),
-            ),
-            store_errors: add(
-                r,
-                "store_errors",
-                "Operations of the store that failed, by kind",
-                Count::default(),
-            ),
-            commit_seconds: timed(
-                r,
-                "store_commit",
-                "How long the end of a run took to be written",
-                Timing::default(),
-            ),
-            recovered: add(
-                r,
-                "recovered_runs",
-                "Runs that a process which is no more left running, found at the start",
-                Counter::default(),
-            ),
-            lease_expired: add(
-                r,
-                "lease_expired",
-                "Runs of other gateways that were given up because those said nothing any more",
-                Counter::default(),
-            ),
-            commit_unknown: add(
-                r,
-                "commit_unknown",
-                "Writes of a run's end of which nobody knows whether they were done",
-                Counter::default(),
-            ),
-            store_reconnects: add(
-                r,
-                "store_reconnects",
-                "Operations tried again because the connection to the store broke",
-                Counter::default(),
-            ),
-            relay: Relay::default(),
-            registry: Registry::default(),
-        };
-        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        r.register("build", "What runs here", version);
-        let meters = Self { registry, ..meters };
-        meters.begin();
-        meters
-    }
-
-    /// Series of ours are there from the beginning: a rate over one that appears at its first event misses that event.
-    fn begin(&self) {
-        for word in Format::ALL {
-            drop(self.streams.get_or_create(&[("format", word.label())]));
-        }
-        for word in Disconnect::ALL {
-            drop(self.disconnects.get_or_create(&[("phase", word.label())]));
-        }
-        for word in Resume::ALL {
-            drop(self.resumes.get_or_create(&[("how", word.label())]));
-        }
-        for word in Shed::ALL {
-            drop(self.shed.get_or_create(&[("reason", word.label())]));
-        }
-    }
-
-    /// Adds what is only there with a relay. Before anybody counts.
-    pub fn expect_relay(&mut self) {
-        let registry = self.registry.sub_registry_with_prefix(PREFIX);
-        let help = "Whether other gateways can be told of runs";
-        registry.register("relay_up", help, self.relay.up.clone());
-        let help = "For how long runs have waited to be told to other gateways";
-        let lag = self.relay.lag.clone();
-        registry.register_with_unit("event_log_lag", help, Unit::Seconds, lag);
-    }
-
     /// All of it, as OpenMetrics text 1.0.0.
     #[must_use]
     pub fn text(&self) -> String {
@@ -469,9 +239,16 @@ impl Meters {
         level(&self.standing.log_limit, now.log_limit);
     }
 
-    /// How many tasks there are.
-    pub fn tasks_now(&self, tasks: usize) {
+    /// What the process as a whole can say: its tasks, its panics, and the lines that its log has lost.
+    pub fn process_now(&self, tasks: usize, panics: u64, log_dropped: u64) {
         self.standing.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+        self.standing.panics.inner().store(panics, Ordering::Relaxed);
+        self.standing.log_dropped.inner().store(log_dropped, Ordering::Relaxed);
+    }
+
+    /// How many spans were lost.
+    pub fn spans_lost(&self, lost: u64) {
+        self.spans_lost.inner().store(lost, Ordering::Relaxed);
     }
 
     // The back door.

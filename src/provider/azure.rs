@@ -195,6 +195,7 @@ mod tests {
                 ..Settings::default()
             },
             response_format: ResponseFormat::Text,
+            trace: None,
         };
         let call = Azure(form).encode(&request).map_err(|e| e.detail)?;
         Ok((

@@ -105,33 +105,6 @@ words! {
 }
 
 impl Kind {
-    /// It in a word, for meters and traces.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Kind::Config => "config",
-            Kind::Connect => "connect",
-            Kind::EmptyReply => "empty_reply",
-            Kind::Tls => "tls",
-            Kind::ConnectTimeout => "connect_timeout",
-            Kind::FirstByte => "first_byte",
-            Kind::FirstToken => "first_token",
-            Kind::Gap => "gap",
-            Kind::Protocol => "protocol",
-            Kind::Truncated => "truncated",
-            Kind::Reported => "in_band_error",
-            Kind::Rejected => "client_error",
-            Kind::ContextTooLong => "context_too_long",
-            Kind::Auth => "auth",
-            Kind::NotFound => "not_found",
-            Kind::RateLimited => "rate_limited",
-            Kind::Quota => "quota",
-            Kind::Overloaded => "overloaded",
-            Kind::Server => "server",
-            Kind::Resting => "resting",
-        }
-    }
-
     /// What an HTTP status other than 200 means where the body says nothing else.
     #[must_use]
     pub fn of_status(status: u16) -> Self {

@@ -35,6 +35,7 @@ fn scenarios(carried: &[Carry]) -> Vec<(&'static str, ChatRequest)> {
         tool_choice: ToolChoice::Auto,
         settings: Settings::default(),
         response_format: ResponseFormat::Text,
+        trace: None,
     };
     let hi = || plain(vec![Message::user("Hi", vec![])]);
     let with = |change: fn(&mut ChatRequest)| {

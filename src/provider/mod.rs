@@ -44,6 +44,14 @@ pub trait Provider: Send + Sync {
     /// The configured name.
     fn name(&self) -> &str;
 
+    /// Who it is to those who watch.
+    fn identity(&self) -> Identity<'_> {
+        Identity {
+            system: self.name(),
+            server: None,
+        }
+    }
+
     /// Whether it can do what is asked, before anything is sent.
     ///
     /// # Errors
@@ -53,6 +61,15 @@ pub trait Provider: Send + Sync {
     /// Asks. An outer `Err` means that nothing was said: the caller may ask again, or ask another. After it, nothing may
     /// be retried.
     fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>>;
+}
+
+/// Who a provider is, in the words of OpenTelemetry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// `gen_ai.provider.name`.
+    pub system: &'a str,
+    /// The name of its host.
+    pub server: Option<&'a str>,
 }
 
 /// A field that a provider has no use for; it is refused rather than dropped in silence.

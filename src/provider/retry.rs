@@ -48,7 +48,7 @@ pub fn reason(error: &ProviderError) -> &'static str {
     match error.status {
         Some(429) => "429",
         Some(500..) => "5xx",
-        _ => error.kind.word(),
+        _ => error.word(),
     }
 }
 

@@ -161,10 +161,11 @@ mod tests {
                 max_event: 1 << 20,
             },
             breaker: BreakerSwitch::Off,
+            meters: std::sync::Arc::default(),
         };
         let provider = HttpProvider::resolving(OpenAi, Credentials::Bearer, settings, resolver).unwrap();
         let began = Instant::now();
-        let outcome = provider.open("/ask", "{}".into()).await;
+        let outcome = provider.open("/ask", "{}".into(), None).await;
         (outcome.err().expect("nobody there"), began.elapsed())
     }
 

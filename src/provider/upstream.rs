@@ -17,7 +17,7 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
-    BreakerSwitch, ChunkStream, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
+    BreakerSwitch, ChunkStream, Identity, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
     breaker::Breaker,
     decoding::Decoding,
     dialect::{Call, Dialect, Progress},
@@ -63,6 +63,8 @@ pub struct HttpProvider<D> {
     client: Client,
     breaker: Option<Breaker>,
     meters: Arc<Meters>,
+    /// What OpenTelemetry calls it, and the name of its host.
+    known_as: (&'static str, String),
 }
 
 impl<D: Dialect> HttpProvider<D> {
@@ -156,12 +158,21 @@ impl<D: Dialect> HttpProvider<D> {
             client,
             breaker: (breaker == BreakerSwitch::On).then(Breaker::default),
             meters,
+            known_as: (system(&kind), address.host_str().unwrap_or_default().to_owned()),
         })
     }
 
     /// Sends the call and waits for the first content.
-    pub(super) async fn open(&self, path: &str, body: Bytes) -> Result<ChunkStream, ProviderError> {
-        let request = self.client.post(format!("{}{path}", self.base_url)).body(body);
+    pub(super) async fn open(
+        &self,
+        path: &str,
+        body: Bytes,
+        trace: Option<&str>,
+    ) -> Result<ChunkStream, ProviderError> {
+        let mut request = self.client.post(format!("{}{path}", self.base_url)).body(body);
+        if let Some(trace) = trace {
+            request = request.header("traceparent", trace);
+        }
         let scheme = self.base_url.split_once(':').map_or("", |(scheme, _)| scheme);
         // Interim answers (1xx) are no answer. The client library passes over any number of them, and lets nobody count:
         // so they are bounded by this time alone, and whoever sends nothing else was silent.
@@ -273,6 +284,14 @@ impl<D: Dialect> Provider for HttpProvider<D> {
         &self.name
     }
 
+    fn identity(&self) -> Identity<'_> {
+        let (system, server) = &self.known_as;
+        Identity {
+            system,
+            server: Some(server),
+        }
+    }
+
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
         self.dialect.check(request)
     }
@@ -280,13 +299,13 @@ impl<D: Dialect> Provider for HttpProvider<D> {
     fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>> {
         Box::pin(async move {
             let Call { path, body } = self.dialect.encode(request).map_err(|e| e.of(&self.name))?;
-            let body = Bytes::from(body);
+            let (body, trace) = (Bytes::from(body), request.trace.as_deref());
             let attempt = || async {
                 let Some(breaker) = &self.breaker else {
-                    return self.open(&path, body.clone()).await;
+                    return self.open(&path, body.clone(), trace).await;
                 };
                 breaker.admit()?;
-                let outcome = self.open(&path, body.clone()).await;
+                let outcome = self.open(&path, body.clone(), trace).await;
                 breaker.note(&outcome);
                 outcome
             };
@@ -435,6 +454,19 @@ impl Reading {
 /// mends: whoever counts failures, by [`ProviderError::word`], counts them here.
 fn failed(name: &str, error: ProviderError) -> ProviderError {
     error.of(name)
+}
+
+/// The well-known value of `gen_ai.provider.name` for a kind of provider (semantic conventions 1.41.0).
+fn system(kind: &str) -> &'static str {
+    match kind {
+        "openai" | "openai-responses" => "openai",
+        "anthropic" => "anthropic",
+        "gemini" => "gcp.gemini",
+        "groq" => "groq",
+        "azure" => "azure.ai.openai",
+        "ollama" => "ollama",
+        _ => "other",
+    }
 }
 
 /// A header's value that debug output masks.

@@ -14,6 +14,7 @@ use crate::{
     error::{Error, ErrorCode},
     meters::{Direction, Outcome},
     store::{Commit, MessageStatus, RunEnd, RunStatus},
+    telemetry::trace::{Kind, Span, TraceContext},
     tool::{Offer, ToolContext},
 };
 
@@ -37,6 +38,8 @@ pub(super) struct Driven {
     /// The request's `context`.
     pub(super) facts: serde_json::Map<String, serde_json::Value>,
     pub(super) include_reasoning: bool,
+    /// What the run is part of.
+    pub(super) trace: Option<TraceContext>,
     pub(super) recalled: Recalled,
 }
 
@@ -54,20 +57,24 @@ impl Runs {
             tools,
             denied,
             facts,
+            trace,
             recalled,
             ..
         } = &mut driven;
         let shelf = self.shelf(&run);
+        let mut span = self.begin_span(&run, *trace);
         let kit = Kit {
             tools,
             denied,
             context: ToolContext {
                 run_id: run.id,
                 facts: Arc::new(std::mem::take(facts)),
+                trace: None, // each call has its own
             },
             shelf: &shelf,
             began: run.began,
             meters: &self.meters,
+            span: &span,
         };
         let mut say = |events: &mut Vec<Event>| self.say(&run, events.drain(..));
         let work = async {
@@ -90,11 +97,26 @@ impl Runs {
             stopped = self.stopped(&run) => Err(stopped),
         };
         // Boxed, because a run waits for its model most of its life, and need not hold room for its end meanwhile.
-        let end = Box::pin(self.conclude(&run, driven, shelf.kept(), outcome));
+        let end = Box::pin(self.conclude(&run, driven, shelf.kept(), outcome, span.context()));
         if AssertUnwindSafe(end).catch_unwind().await.is_err() {
             self.broke(&run);
         }
+        end_span(&mut span, &run);
         self.registry.finished(&run);
+    }
+
+    /// The run, as part of a trace.
+    fn begin_span(&self, run: &Run, trace: Option<TraceContext>) -> Span {
+        let mut span = self
+            .tracer
+            .span(trace, Kind::Internal, || format!("invoke_agent {}", run.agent));
+        span.note("gen_ai.operation.name", || "invoke_agent");
+        span.note("gen_ai.agent.name", || run.agent.as_str());
+        if let Some(session) = &run.session_id {
+            span.note("gen_ai.conversation.id", || session.as_str());
+        }
+        span.note("sluicegate.run.id", || run.id.to_string());
+        span
     }
 
     /// Waits for whatever ends a run from outside.
@@ -133,6 +155,7 @@ impl Runs {
         mut driven: Driven,
         files: Vec<Artifact>,
         outcome: Result<(), (RunStatus, Error)>,
+        trace: Option<TraceContext>,
     ) {
         let turn = &mut driven.turn;
         turn.close("The run was stopped before this call was made.");
@@ -197,7 +220,7 @@ impl Runs {
             (Ok(()), error) => (status, error),
         };
         done.duration_ms = millis(run.began.elapsed());
-        tell(run, status, &done, error.as_ref(), committed);
+        tell(run, status, &done, error.as_ref(), committed, trace);
         self.count(run, status, &done, &end.calls);
         if error.as_ref().is_some_and(|error| error.code == ErrorCode::SessionBusy) {
             self.meters.session_conflict();
@@ -257,6 +280,21 @@ impl Runs {
         if run.over.is_cancelled() {
             return; // it was said
         }
+        let took = run.began.elapsed();
+        tracing::error!(
+            name: "run.end",
+            run_id = %run.id,
+            session_id = run.session_id.as_ref().map(tracing::field::display),
+            principal = run.principal.as_str(),
+            agent = run.agent,
+            model = run.model,
+            status = RunStatus::Failed.as_str(),
+            code = ErrorCode::Internal.as_str(),
+            duration_ms = millis(took),
+            "a run ended"
+        );
+        let (provider, _) = run.model.split_once('/').unwrap_or_default();
+        self.meters.run_ended(Outcome::Failed, &run.agent, provider, took);
         self.registry.release(run, false);
         let ended = Ended {
             status: RunStatus::Failed,
@@ -324,8 +362,37 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
     }
 }
 
+/// What became of the run, for its trace.
+fn end_span(span: &mut Span, run: &Run) {
+    span.note("sluicegate.run.status", || run.status().as_str());
+    if let Some(usage) = run.ended().and_then(|ended| ended.usage.as_ref()) {
+        for (name, count) in [
+            ("gen_ai.usage.input_tokens", usage.input_tokens),
+            ("gen_ai.usage.output_tokens", usage.output_tokens),
+        ] {
+            if let Some(count) = count {
+                span.note(name, || count);
+            }
+        }
+    }
+    let failed = run.log.last_event(|event| match event {
+        Event::Failed(error) => Some(error.code),
+        _ => None,
+    });
+    if let Some(Some(code)) = failed {
+        span.fail(code.as_str());
+    }
+}
+
 /// One line for every run.
-fn tell(run: &Run, status: RunStatus, done: &Done, error: Option<&Error>, committed: bool) {
+fn tell(
+    run: &Run,
+    status: RunStatus,
+    done: &Done,
+    error: Option<&Error>,
+    committed: bool,
+    trace: Option<TraceContext>,
+) {
     let usage = &done.answer.usage;
     let code = error.map(|error| error.code.as_str());
     let cause = error.map(Error::causes).filter(|cause| !cause.is_empty());
@@ -334,7 +401,8 @@ fn tell(run: &Run, status: RunStatus, done: &Done, error: Option<&Error>, commit
         run_id = %run.id,
         session_id = run.session_id.as_ref().map(tracing::field::display),
         principal = run.principal.as_str(),
-        model = run.model,
+        agent = run.agent,
+        model = done.answer.model,
         status = status.as_str(),
         code,
         cause,
@@ -345,6 +413,7 @@ fn tell(run: &Run, status: RunStatus, done: &Done, error: Option<&Error>, commit
         estimated = usage.estimated,
         first_token_ms = done.first_token_ms,
         duration_ms = done.duration_ms,
+        trace_id = trace.map(|trace| trace.trace_id()),
         "a run ended"
     );
 }

@@ -22,6 +22,7 @@ use crate::{
     meters::{Meters, RunsNow},
     provider::Providers,
     store::{RunRecord, RunStatus, Store, relay::Relay},
+    telemetry::trace::Tracer,
     tool::Tools,
 };
 
@@ -218,6 +219,8 @@ pub struct Runs {
     pub limits: Limits,
     /// Where it is counted what happens.
     pub meters: Arc<Meters>,
+    /// Who is told what was done for whom.
+    pub tracer: Tracer,
     /// Who runs.
     pub(crate) registry: registry::Registry,
     /// The other gateways, if there are any.
@@ -241,7 +244,7 @@ impl Runs {
         artifacts: Artifacts,
         others: Others,
         limits: Limits,
-        meters: Arc<Meters>,
+        (meters, tracer): (Arc<Meters>, Tracer),
     ) -> Arc<Self> {
         let registry = registry::Registry::beside(&*store, meters.clone());
         Arc::new(Self {
@@ -257,6 +260,7 @@ impl Runs {
             artifacts: Arc::new(artifacts),
             limits,
             meters,
+            tracer,
             tasks: TaskTracker::new(),
             interrupt: CancellationToken::new(),
         })
@@ -273,6 +277,9 @@ impl Runs {
         });
         if let Some(fleet) = &self.fleet {
             self.meters.relay_lag(fleet.lag());
+        }
+        if let Some(lost) = self.tracer.lost() {
+            self.meters.spans_lost(lost);
         }
     }
 

@@ -23,7 +23,8 @@ use crate::{
     provider::{ChunkStream, Provider, ProviderError, Providers, Unsupported},
     store::{
         ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session,
-        SessionPage, SessionStore, Store, StoredMessage, artifact::Due, memory::Memory, session::Loaded,
+        SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due,
+        memory::Memory, session::Loaded,
     },
 };
 
@@ -117,6 +118,7 @@ fn order(session: &str, message: &str) -> Order {
         store: true,
         idempotency: None,
         may_name_sessions: true,
+        trace: None,
     }
 }
 
@@ -272,5 +274,26 @@ impl ArtifactStore for Brittle {
     }
     fn forget<'a>(&'a self, gone: &'a [Due]) -> Later<'a, ()> {
         self.within.forget(gone)
+    }
+}
+
+impl TicketStore for Brittle {
+    fn issue<'a>(&'a self, ticket: &'a TicketRecord, most: u32) -> Later<'a, bool> {
+        self.within.issue(ticket, most)
+    }
+    fn ticket<'a>(&'a self, id: &'a str) -> Later<'a, Option<TicketRecord>> {
+        self.within.ticket(id)
+    }
+    fn claim<'a>(&'a self, id: &'a str, used: &'a TicketUse, erase_after: i64) -> Later<'a, bool> {
+        self.within.claim(id, used, erase_after)
+    }
+    fn tie<'a>(&'a self, id: &'a str, run: RunId) -> Later<'a, ()> {
+        self.within.tie(id, run)
+    }
+    fn give_back<'a>(&'a self, id: &'a str) -> Later<'a, ()> {
+        self.within.give_back(id)
+    }
+    fn sweep_tickets(&self, now: i64) -> Later<'_, u64> {
+        self.within.sweep_tickets(now)
     }
 }

@@ -325,7 +325,7 @@ pub(super) mod tests {
             artifacts,
             others,
             limits,
-            Arc::default(),
+            Default::default(),
         )
     }
 

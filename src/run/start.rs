@@ -27,6 +27,7 @@ use crate::{
         KEY_LIFE, RunRecord, RunStatus,
         tally::{Counting, Place},
     },
+    telemetry::trace::TraceContext,
 };
 
 /// How often a run asks to be let in while those with its key come to nothing.
@@ -73,6 +74,8 @@ pub struct Order {
     pub idempotency: Option<(String, String)>,
     /// Whether a session that is not there may be made under the id that the client chose.
     pub may_name_sessions: bool,
+    /// What it is part of.
+    pub trace: Option<TraceContext>,
 }
 
 impl Runs {
@@ -103,6 +106,7 @@ impl Runs {
             tool_choice: order.tool_choice,
             settings: order.settings.over(&agent.settings),
             response_format,
+            trace: None,
         };
         let tied = agent.max_tool_rounds == 0; // who may have no round of tools has none to choose
         let lacking = match &request.tool_choice {
@@ -186,6 +190,7 @@ impl Runs {
             denied,
             facts: order.context.unwrap_or_default(),
             include_reasoning: order.include_reasoning,
+            trace: order.trace,
             recalled,
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));

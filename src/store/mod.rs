@@ -7,10 +7,14 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::error::{Error, ErrorCode};
+use crate::{
+    error::{Error, ErrorCode},
+    meters::Meters,
+};
 
 pub mod artifact;
 pub mod blobs;
+mod counted;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -104,15 +108,28 @@ fn masked(url: &str) -> String {
 /// # Errors
 /// A URL of no store, or a store that cannot be opened; its file is left as it was.
 pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    open_counted(url, &Arc::default()).await
+}
+
+/// The same, by somebody who counts.
+///
+/// # Errors
+/// As before.
+pub async fn open_counted(url: &str, meters: &Arc<Meters>) -> Result<Arc<dyn Store>, Error> {
+    let (within, meters) = (open_plain(url, meters).await?, meters.clone());
+    Ok(Arc::new(counted::Counted { within, meters }))
+}
+
+async fn open_plain(url: &str, meters: &Arc<Meters>) -> Result<Arc<dyn Store>, Error> {
     match url
         .split_once(':')
         .map_or((url, ""), |(scheme, rest)| (scheme, rest.trim_start_matches("//")))
     {
         ("memory", _) => Ok(Arc::new(memory::Memory::default())),
         #[cfg(feature = "sqlite")]
-        ("sqlite", path) if !path.is_empty() => Ok(Arc::new(sqlite::Sqlite::open(path).await?)),
+        ("sqlite", path) if !path.is_empty() => Ok(Arc::new(sqlite::Sqlite::open(path, meters).await?)),
         #[cfg(feature = "postgres")]
-        ("postgres" | "postgresql", _) => Ok(Arc::new(postgres::Postgres::open(url).await?)),
+        ("postgres" | "postgresql", _) => Ok(Arc::new(postgres::Postgres::open(url, meters).await?)),
         _ => Err(Error::new(
             ErrorCode::StoreUnavailable,
             format!(

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     ArtifactRecord, MessageStatus, RunEnd, RunRecord, RunStatus, Session, StoredMessage, TicketRecord, TicketUse,
-    artifact::Due,
+    artifact::Due, counted::Fault,
 };
 use crate::{
     chat::{Artifact, Principal},
@@ -159,7 +159,30 @@ pub(super) fn fresh_version() -> i64 {
 
 pub(super) fn broken(error: &sqlx::Error) -> Error {
     let message = "Sessions cannot be read or written at the moment.";
-    Error::new(ErrorCode::StoreUnavailable, message).because(error.to_string())
+    let (kind, text) = (kind(error), error.to_string());
+    Error::new(ErrorCode::StoreUnavailable, message).because(Fault { kind, text })
+}
+
+/// What an error is of, for the meters: codes of SQLite (numbers, the last eight bits of extended ones) and of PostgreSQL.
+fn kind(error: &sqlx::Error) -> &'static str {
+    let code = match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_) => return "connection",
+        sqlx::Error::PoolTimedOut => return "timeout",
+        sqlx::Error::Database(error) => error.code().unwrap_or_default(),
+        _ => return "other",
+    };
+    match (code.len(), code.parse::<u32>().map(|code| code & 0xff)) {
+        (5, _) if matches!(&*code, "53100" | "53200") => "full",
+        (5, _) if matches!(&*code, "55P03" | "40P01" | "40001") => "busy",
+        (5, _) if matches!(&*code, "57014") => "timeout",
+        (5, _) if code.starts_with("08") || code.starts_with("57P") => "connection",
+        (5, _) if matches!(&*code, "58030" | "25006") => "io",
+        (_, Ok(5 | 6)) => "busy",
+        (_, Ok(13)) => "full",
+        (_, Ok(8 | 10 | 14)) => "io",
+        (_, Ok(11 | 26)) => "corrupt",
+        _ => "other",
+    }
 }
 
 pub(super) fn unavailable(what: &str, error: impl std::fmt::Display) -> Error {

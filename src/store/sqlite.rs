@@ -26,6 +26,7 @@ use super::{
 use crate::{
     chat::{ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
+    meters::Meters,
 };
 
 mod artifacts;
@@ -82,7 +83,7 @@ impl Sqlite {
     ///
     /// # Errors
     /// Whatever is in the way: another gateway, a file that is no database, or one of a newer version.
-    pub async fn open(path: &str) -> Result<Self, Error> {
+    pub async fn open(path: &str, meters: &Meters) -> Result<Self, Error> {
         let failed = |what: &str| format!("the store {path} {what}");
         let lock = lock(path).map_err(|e| unavailable(&failed("cannot be opened"), e))?;
         let Some(lock) = lock else {
@@ -105,11 +106,12 @@ impl Sqlite {
             .run(&mut writer)
             .await
             .map_err(|e| unavailable(&failed("has a schema of another version"), e))?;
-        sqlx::query("UPDATE runs SET status = 'interrupted', ended_at = ? WHERE status = 'running'")
+        let left = sqlx::query("UPDATE runs SET status = 'interrupted', ended_at = ? WHERE status = 'running'")
             .bind(jiff::Timestamp::now().as_millisecond())
             .execute(&mut writer)
             .await
             .map_err(|e| unavailable(&failed("cannot be written"), e))?;
+        meters.recovered(left.rows_affected());
         let reads = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(BUSY)

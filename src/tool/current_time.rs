@@ -181,6 +181,7 @@ mod tests {
         let context = ToolContext {
             run_id: crate::chat::RunId::new(),
             facts: Arc::default(),
+            trace: None,
         };
         let now = Timestamp::now().as_second();
         let told = tool().call(&Map::new(), &context).await.unwrap().content;

@@ -188,6 +188,13 @@ impl HttpTool {
         }
         let mut request = Request::new(self.method.clone(), url);
         *request.headers_mut() = self.headers.clone();
+        if let Some(trace) = context
+            .trace
+            .as_deref()
+            .and_then(|trace| HeaderValue::from_str(trace).ok())
+        {
+            request.headers_mut().insert("traceparent", trace);
+        }
         *request.body_mut() = body.map(Into::into);
         let response = self.client.execute(request).await.map_err(|e| self.unanswered(&e))?;
         let status = response.status();
@@ -517,6 +524,7 @@ mod tests {
         let context = ToolContext {
             run_id: RunId::new(),
             facts: Arc::default(),
+            trace: None,
         };
         let called = tool.call(arguments.as_object().unwrap(), &context);
         let called = tokio::time::timeout(Duration::from_secs(10), called)

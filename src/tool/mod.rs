@@ -63,6 +63,8 @@ pub struct ToolContext {
     pub run_id: RunId,
     /// The request's `context`.
     pub facts: Arc<Map<String, Value>>,
+    /// The trace that the call is part of, as W3C's `traceparent`.
+    pub trace: Option<String>,
 }
 
 /// What a tool gives back.

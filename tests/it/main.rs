@@ -43,3 +43,5 @@ mod runs;
 mod sessions;
 mod stores;
 mod tickets;
+#[cfg(feature = "otel")]
+mod traces;

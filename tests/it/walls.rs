@@ -7,7 +7,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ("chat", "error", "the words that all share; an event can be an error"),
     ("error", "chat", "an error names the run that stands in the way"),
     ("patience", "", "a timer, and nothing about what is waited for"),
-    ("telemetry", "", "a log, and nothing about what is told"),
+    ("telemetry", "", "a log and traces, and nothing about what is told"),
     ("meters", "", "it knows nobody; everybody may count"),
     (
         "provider",
@@ -16,7 +16,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "store",
-        "chat error",
+        "chat error meters",
         "it keeps what was said, and does not know who said it to whom",
     ),
     (
@@ -31,12 +31,12 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "agent",
-        "chat error meters provider schema tool",
+        "chat error meters provider schema telemetry tool",
         "it asks models in rounds; it is told a history, and does not fetch one",
     ),
     (
         "run",
-        "agent chat error limit meters provider store tool",
+        "agent chat error limit meters provider store telemetry tool",
         "an agent at work, its log, and the turn it leaves; it does not know who reads it",
     ),
     (
@@ -46,7 +46,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "http",
-        "chat error limit meters patience run store",
+        "chat error limit meters patience run store telemetry",
         "it reads and writes HTTP; no handler names an agent's inside or a provider",
     ),
     (
@@ -56,7 +56,7 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "app",
-        "agent config error http limit meters provider run store tool",
+        "agent config error http limit meters provider run store telemetry tool",
         "it puts the house together",
     ),
     ("shutdown", "app", "it stops what was put together"),

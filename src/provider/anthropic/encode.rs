@@ -402,6 +402,7 @@ mod tests {
             tool_choice: ToolChoice::Auto,
             settings,
             response_format: ResponseFormat::Text,
+            trace: None,
         };
         let refused = |settings| check(&request(settings)).map_err(|unsupported| unsupported.field);
         let of = |change: fn(&mut Settings)| {

@@ -296,6 +296,7 @@ mod tests {
             tool_choice: ToolChoice::Auto,
             settings: Settings::default(),
             response_format: ResponseFormat::Text,
+            trace: None,
         }
     }
 

@@ -175,6 +175,7 @@ mod tests {
                     ..Settings::default()
                 },
                 response_format: ResponseFormat::Text,
+                trace: None,
             };
             check(&request).map(|()| body(&request)["think"].clone())
         };

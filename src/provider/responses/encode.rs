@@ -366,6 +366,7 @@ mod tests {
                 tool_choice: ToolChoice::Auto,
                 settings: Settings::default(),
                 response_format: ResponseFormat::Text,
+                trace: None,
             };
             assert_eq!(body(&request, "here").get("include").is_some(), expected, "{model}");
         }

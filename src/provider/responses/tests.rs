@@ -352,6 +352,7 @@ fn reasoning_is_handed_back_in_front_of_what_it_led_to() {
         tool_choice: ToolChoice::Auto,
         settings: Settings::default(),
         response_format: ResponseFormat::Text,
+        trace: None,
     };
     let input = |provider: &str| -> Value {
         let body = Responses::of(provider).encode(&request).unwrap().body;

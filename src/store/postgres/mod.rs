@@ -26,7 +26,10 @@ use super::{
     Store,
     sql::{Columns, broken, unavailable},
 };
-use crate::error::{Error, ErrorCode};
+use crate::{
+    error::{Error, ErrorCode},
+    meters::Meters,
+};
 
 mod artifacts;
 mod replica;
@@ -98,7 +101,7 @@ impl Postgres {
     ///
     /// # Errors
     /// Whatever is in the way: the address, the server, a schema of a newer version, an encoding that cannot hold every text.
-    pub async fn open(url: &str) -> Result<Self, Error> {
+    pub async fn open(url: &str, meters: &Arc<Meters>) -> Result<Self, Error> {
         let (url, lease) = address(url)?;
         let options = PgConnectOptions::from_str(url.as_str()).map_err(|_| {
             Error::new(
@@ -133,7 +136,7 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options.clone());
-        let replica = Replica::begin(options, lease)
+        let replica = Replica::begin(options, lease, meters.clone())
             .await
             .map_err(|e| unavailable(&whose, e))?;
         Ok(Self { pool, replica })
@@ -149,7 +152,12 @@ impl Postgres {
         for attempt in 1.. {
             match tokio::time::timeout_at(began + PATIENCE, work(attempt)).await {
                 Ok(Ok(done)) => return Ok(done),
-                Ok(Err(error)) if passing(&error) && began.elapsed() < AGAIN => tokio::time::sleep(PAUSE).await,
+                Ok(Err(error)) if passing(&error) && began.elapsed() < AGAIN => {
+                    if gone(&error) {
+                        self.replica.meters.store_reconnects();
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Ok(Err(error)) => return Err(broken(&error)),
                 Err(_) => break,
             }
@@ -217,6 +225,11 @@ fn passing(error: &sqlx::Error) -> bool {
         }),
         _ => false,
     }
+}
+
+/// Whether it failed because the connection did.
+fn gone(error: &sqlx::Error) -> bool {
+    !matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01" | "23503")))
 }
 
 /// Takes our own parameter out of the address.

@@ -17,7 +17,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::chat::RunId;
+use crate::{chat::RunId, meters::Meters};
 
 /// How often a gateway says that it lives, per lease.
 const BEATS: u32 = 5;
@@ -38,6 +38,7 @@ macro_rules! interrupt {
 pub(super) struct Replica {
     pub(super) id: String,
     pub(super) lease: Duration,
+    pub(super) meters: Arc<Meters>,
     strays: Strays,
     closing: CancellationToken,
     task: TaskTracker,
@@ -47,11 +48,16 @@ pub(super) struct Replica {
 
 impl Replica {
     /// Says for the first time that this gateway lives, buries who does not, and goes on doing so.
-    pub(super) async fn begin(options: PgConnectOptions, lease: Duration) -> Result<Arc<Self>, sqlx::Error> {
+    pub(super) async fn begin(
+        options: PgConnectOptions,
+        lease: Duration,
+        meters: Arc<Meters>,
+    ) -> Result<Arc<Self>, sqlx::Error> {
         let closing = CancellationToken::new();
         let replica = Arc::new(Self {
             id: uuid::Uuid::new_v4().to_string(),
             lease,
+            meters,
             strays: Strays::default(),
             task: TaskTracker::new(),
             _dropped: closing.clone().drop_guard(),
@@ -60,6 +66,7 @@ impl Replica {
         let mut life = Life {
             id: replica.id.clone(),
             lease,
+            meters: replica.meters.clone(),
             strays: replica.strays.clone(),
             options,
             db: None,
@@ -77,6 +84,7 @@ impl Replica {
 
     /// Notes that nobody knows whether a run's last write was done, and nobody here waits for it any more.
     pub(super) fn owe(&self, run: RunId) {
+        self.meters.commit_unknown();
         let mut strays = self.strays.lock();
         if strays.len() < STRAYS {
             strays.insert(run, Instant::now());
@@ -110,6 +118,7 @@ impl Strays {
 struct Life {
     id: String,
     lease: Duration,
+    meters: Arc<Meters>,
     strays: Strays,
     options: PgConnectOptions,
     db: Option<PgConnection>,
@@ -174,6 +183,7 @@ impl Life {
             .await?;
         if dead.rows_affected() > 0 {
             let runs = dead.rows_affected();
+            self.meters.leases_expired(runs);
             tracing::warn!(runs, "runs of a gateway that is no more were marked interrupted");
         }
         sqlx::query("DELETE FROM replicas WHERE id <> $1 AND seen_at < now() - make_interval(secs => $2)")

@@ -111,6 +111,7 @@ async fn call_for(offer: &Offer, arguments: Value, facts: Map<String, Value>) ->
     let context = ToolContext {
         run_id: RunId::new(),
         facts: Arc::new(facts),
+        trace: None,
     };
     offer.tool().call(arguments.as_object().unwrap(), &context).await
 }

@@ -12,7 +12,7 @@ use sluicegate::{
     error::ErrorCode,
     http::{
         artifacts::disposition,
-        auth::Caller,
+        auth::{Caller, Proof},
         body,
         format::sse::raw_data,
         order::{self, Door},
@@ -234,6 +234,9 @@ pub(crate) fn bodies(bytes: &[u8]) {
         let caller = Caller {
             principal: Principal::anonymous(),
             shared: false,
+            permit: std::sync::Arc::default(),
+            requests_per_minute: 0,
+            proof: Proof::Nobody,
         };
         order::from_body(
             value,
