@@ -69,8 +69,8 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
         .runs
         .tracer
         .span(told_trace(request.headers()), Kind::Server, || match &route {
-            Some(route) => format!("{method} {}", route.as_str()),
-            None => method.to_string(),
+            Some(route) => format!("{} {}", known_method(&method), route.as_str()),
+            None => known_method(&method).to_owned(),
         });
     if let Some(context) = span.context() {
         request.extensions_mut().insert(context);
@@ -92,7 +92,7 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     limits::tell(&told, response.headers_mut());
     let (route, status) = (route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
     front.runs.meters.request(route, method.as_str(), status);
-    span.note("http.request.method", || method.as_str());
+    span.note("http.request.method", || known_method(&method));
     span.note("http.response.status_code", || u64::from(status));
     if let Some(route) = route {
         span.note("http.route", || route);
@@ -102,6 +102,14 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     }
     tracing::debug!(request_id = %id, %method, route, status, "a request was answered");
     response
+}
+
+/// A method as those who watch are told of it: one that nobody knows could be any text (OpenTelemetry's word for it).
+fn known_method(method: &Method) -> &str {
+    match method.as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE" | "PATCH") => known,
+        _ => "_OTHER",
+    }
 }
 
 /// The trace that a request says it is part of: one that says two is part of none.

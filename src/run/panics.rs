@@ -101,6 +101,7 @@ fn order(session: &str, message: &str) -> Order {
     Order {
         permit: Arc::default(),
         principal: Principal::named("ada"),
+        permit: Arc::default(),
         message: message.to_owned(),
         attachments: vec![],
         session_id: Some(session.parse().unwrap()),

@@ -127,7 +127,7 @@ impl Exporter {
             span: u64::from_be_bytes(about.span_id().to_bytes()),
             sampled: if about.is_sampled() { Sampled::Yes } else { Sampled::No },
         };
-        (context, Open(span))
+        (context, Open(Box::new(span)))
     }
 
     pub(super) fn lost(&self) -> u64 {
@@ -147,7 +147,7 @@ impl Exporter {
 
 /// A span under way.
 #[derive(Debug)]
-pub(super) struct Open(opentelemetry_sdk::trace::Span);
+pub(super) struct Open(Box<opentelemetry_sdk::trace::Span>); // boxed, so that a run that is not recorded need not hold room for it
 
 impl Open {
     pub(super) fn note(&mut self, name: &'static str, value: Value) {
