@@ -76,9 +76,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     tools.begin().await;
 
     let runs = Runs::new(
-        agents,
-        providers,
-        tools,
+        (agents, providers, tools),
         store,
         artifacts,
         others,

@@ -237,9 +237,7 @@ impl Runs {
     /// The room, empty.
     #[must_use]
     pub fn new(
-        agents: Agents,
-        providers: Providers,
-        tools: Tools,
+        (agents, providers, tools): (Agents, Providers, Tools),
         store: Arc<dyn Store>,
         artifacts: Artifacts,
         others: Others,

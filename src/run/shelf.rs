@@ -318,9 +318,7 @@ pub(super) mod tests {
             ..crate::run::Others::default()
         };
         Runs::new(
-            agents,
-            providers,
-            tools,
+            (agents, providers, tools),
             store,
             artifacts,
             others,
