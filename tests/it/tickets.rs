@@ -367,6 +367,34 @@ async fn a_ticket_lives_through_a_restart_and_dies_with_its_key() {
 }
 
 #[tokio::test]
+async fn a_ticket_is_used_once_in_all_gateways_of_a_store() {
+    let Some(database) = crate::stores::Database::make().await else {
+        return;
+    };
+    let upstream = Upstream::always(openai::answer(&["Hello"])).await;
+    let toml = format!("[store]\nurl = \"{}\"\n{}", database.url(""), key("ada"));
+    let (here, there) = (
+        Gateway::with(&upstream).toml(&toml).start().await,
+        Gateway::with(&upstream).toml(&toml).start().await,
+    );
+    for round in 1..=5 {
+        let ticket_ = ticket(&here, "ada").await;
+        let all = (0..8).map(|n| ask(&ticket_, "").to(if n % 2 == 0 { &here } else { &there }));
+        let mut answers = futures_util::future::join_all(all).await;
+        answers.sort_by_key(|answer| answer.status);
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200, 401, 401, 401, 401, 401, 401, 401]);
+        let told = answers.swap_remove(0).transcript().await;
+        assert_eq!((told.text().as_str(), upstream.calls()), ("Hello", round));
+    }
+    let ticket_ = ticket(&here, "ada").await;
+    let told = ask(&ticket_, "").to(&there).await.expect(200).await.transcript().await;
+    assert_eq!(told.text(), "Hello");
+    here.stop().await;
+    there.stop().await;
+}
+
+#[tokio::test]
 async fn where_nobody_has_a_key_tickets_are_taken_all_the_same() {
     let upstream = Upstream::always(openai::answer(&["Hello"])).await;
     let gateway = Gateway::with(&upstream).start().await;
