@@ -232,18 +232,19 @@ pub fn plain_name(told: &str) -> String {
     let last = told.rsplit(['/', '\\']).next().unwrap_or_default();
     let seen: String = last.chars().filter(|c| !invisible(*c)).collect();
     let seen = seen.trim();
-    if seen.chars().all(|c| c == '.') {
+    let name = if seen.chars().count() <= MAX_NAME {
+        seen.to_owned()
+    } else {
+        // What kind of file it is stands at the end.
+        let ending = seen.rfind('.').map_or("", |dot| &seen[dot..]);
+        let ending = if ending.chars().count() <= 16 { ending } else { "" };
+        let stem: String = seen.chars().take(MAX_NAME - ending.chars().count()).collect();
+        stem.trim_end().to_owned() + ending
+    };
+    if name.chars().all(|c| c == '.') {
         return "file".to_owned();
     }
-    let length = seen.chars().count();
-    if length <= MAX_NAME {
-        return seen.to_owned();
-    }
-    // What kind of file it is stands at the end.
-    let ending = seen.rfind('.').map_or("", |dot| &seen[dot..]);
-    let ending = if ending.chars().count() <= 16 { ending } else { "" };
-    let stem: String = seen.chars().take(MAX_NAME - ending.chars().count()).collect();
-    stem + ending
+    name
 }
 
 /// Control characters, line separators, and what changes the direction of the text around it or has no width.
@@ -471,6 +472,8 @@ pub(super) mod tests {
             ("日本語.txt", "日本語.txt"),
             (&long, &format!("{}.tar", "é".repeat(124))),
             (&"x".repeat(129), &"x".repeat(128)),
+            (&format!("{} y", "x".repeat(127)), &"x".repeat(127)),
+            (&format!(".{}y", " ".repeat(127)), "file"),
         ] {
             assert_eq!(plain_name(told), made, "{told:?}");
         }

@@ -158,7 +158,7 @@ proptest! {
     #[test]
     fn names_of_files_are_harmless(bytes in bytes_like(vec![
         "../../etc/pass\"wd\r\nX: 1".into(), "\u{202E}txt.exe".into(), "a".repeat(300).into_bytes(), "x/...".into(), " . ".into(),
-        format!("{}.{}", "é".repeat(200), "t".repeat(20)).into_bytes(), format!("{} .txt", "n".repeat(123)).into_bytes(),
+        format!("{}.{}", "é".repeat(200), "t".repeat(20)).into_bytes(), format!("{} y", "n".repeat(127)).into_bytes(), format!(".{}y", " ".repeat(127)).into_bytes(), format!("{} .txt", "n".repeat(123)).into_bytes(),
     ])) {
         bodies::file_names(&bytes);
     }
