@@ -221,9 +221,8 @@ async fn keep(issuer: Option<&Issuer>) {
 
 /// Counts together with the other gateways, if there are any, for ever.
 async fn tend(common: Option<Arc<Common>>) {
-    match common {
-        Some(common) => common.tend().await,
-        None => {}
+    if let Some(common) = common {
+        common.tend().await;
     }
 }
 

@@ -136,7 +136,6 @@ async fn read(request: Request<Body>, settings: &FrontSettings) -> Result<(Bytes
 
 /// A body that is read on for a moment, and thrown away, when nobody wants it: a sender whose connection is reset while it
 /// sends never reads the answer. Who waits to be told to go on is not told.
-#[must_use]
 pub fn heard_out(headers: &HeaderMap, body: Body) -> Body {
     use http_body::Body as _;
     match body.is_end_stream() || headers.contains_key(header::EXPECT) {

@@ -378,6 +378,7 @@ mod in_a_fleet {
 
     use super::*;
     use crate::house::redis::{Redis, shared};
+    use crate::stores::Database;
 
     /// A name that no other story counts under.
     fn somebody() -> String {
@@ -451,6 +452,45 @@ mod in_a_fleet {
             both.iter().all(|answer| answer.status == 200).then_some(())
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn who_may_have_one_run_may_interrupt_it_from_another_gateway() {
+        let (Some(redis), Some(database)) = (shared(), Database::make().await) else {
+            return;
+        };
+        let gate = Gate::new("the end");
+        let upstream = held(&gate).await;
+        let web = Key::of(&somebody(), "concurrent_runs = 1");
+        let start = || {
+            let recipe = Gateway::with(&upstream).toml(&web.toml);
+            let recipe = recipe.toml(&format!("[run_log]\nurl = \"{redis}\""));
+            recipe
+                .toml(&format!("[store]\nurl = \"{}\"", database.url("lease=7s")))
+                .start()
+        };
+        let (one, other) = (start().await, start().await);
+        let (first, _) = web.begin(&one, json!({"message": "Hi", "session_id": "s"})).await;
+        let ask = |session: &str, on_busy: &str| json!({"message": "Hi", "session_id": session, "on_busy": on_busy});
+        refused(web.post(&other, "/chat", ask("s", "queue")).await, 429, "too_many_runs").await;
+        refused(
+            web.post(&other, "/chat", ask("else", "interrupt")).await,
+            429,
+            "too_many_runs",
+        )
+        .await;
+        let (second, _) = web.begin(&other, ask("s", "interrupt")).await;
+        assert_eq!(first.transcript().await.codes(), ["cancelled"]);
+        gate.open();
+        assert_eq!(second.transcript().await.text(), "Hello");
+        web.post(&one, "/chat", ask("s", "reject"))
+            .await
+            .expect(200)
+            .await
+            .json()
+            .await;
+        one.stop().await;
+        other.stop().await;
     }
 
     #[tokio::test]
