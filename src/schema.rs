@@ -12,10 +12,16 @@ use serde_json::Value;
 const MAX_BYTES: usize = 64 << 10;
 /// How many subschemas it may have, its references unfolded.
 const MAX_UNFOLDED: usize = 10_000;
+/// How many patterns a schema may have.
+const MAX_PATTERNS: usize = 500;
 /// How large a pattern may become, in bytes.
 const MAX_PATTERN: usize = 256 << 10;
+/// How large all of them may become together, each an equal share: `.{90}`, six bytes, becomes a tenth of a megabyte.
+const MAX_ALL_PATTERNS: usize = 8 << 20;
 /// How many subschemas times places it may take to say where a value does not fit: each can cost half a kilobyte.
 const MAX_EFFORT: usize = 200_000;
+/// Up to how many subschemas times places, and bytes of text, it is quick to say whether a value fits.
+const QUICK: (usize, usize) = (20_000, 64 << 10);
 /// How many differences are told.
 const MAX_TOLD: usize = 5;
 /// How much of one difference is told, in characters.
@@ -66,13 +72,15 @@ impl Schema {
             recursion,
             id: if text.contains("draft-04") { "id" } else { "$id" },
             endless: false,
+            patterns: 0,
             known: BTreeMap::new(),
             open: Vec::new(),
         };
         let weight = survey.weigh(schema)?;
         let weight = Some(weight).filter(|_| !survey.endless);
+        let share = MAX_ALL_PATTERNS / survey.patterns.max(1);
         let patterns = PatternOptions::regex()
-            .size_limit(MAX_PATTERN)
+            .size_limit(share.min(MAX_PATTERN))
             .dfa_size_limit(MAX_PATTERN);
         let compiled = jsonschema::options()
             .with_pattern_options(patterns)
@@ -81,6 +89,12 @@ impl Schema {
         compiled
             .map(|validator| Self { validator, weight })
             .map_err(|e| format!("not a JSON Schema: {}", shorten(&e.to_string())))
+    }
+
+    /// Whether it takes no time worth speaking of to say whether a value fits.
+    pub fn is_quick(&self, value: &Value) -> bool {
+        let weight = self.weight.unwrap_or(MAX_UNFOLDED);
+        weight.saturating_mul(places(value)) <= QUICK.0 && letters(value) <= QUICK.1
     }
 
     /// Whether a value fits.
@@ -106,6 +120,16 @@ impl Schema {
     }
 }
 
+/// How many bytes of text there are in a value, names and all.
+fn letters(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(all) => all.iter().map(letters).sum(),
+        Value::Object(all) => all.iter().map(|(name, value)| name.len() + letters(value)).sum(),
+        _ => 0,
+    }
+}
+
 /// How many values there are in a value.
 fn places(value: &Value) -> usize {
     match value {
@@ -124,6 +148,8 @@ struct Survey<'a> {
     id: &'static str,
     /// Whether there was a circle, or a reference that may be one.
     endless: bool,
+    /// How many patterns there were.
+    patterns: usize,
     /// What references unfold to.
     known: BTreeMap<&'a str, usize>,
     /// References that the walk is inside of.
@@ -139,9 +165,9 @@ impl<'a> Survey<'a> {
                 for (name, value) in fields {
                     match (name.as_str(), value) {
                         ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(to)) => weight += self.follow(to)?,
-                        ("pattern", Value::String(pattern)) => tame(pattern)?,
+                        ("pattern", Value::String(pattern)) => self.read(pattern)?,
                         ("patternProperties", Value::Object(patterns)) => {
-                            patterns.keys().try_for_each(|pattern| tame(pattern))?;
+                            patterns.keys().try_for_each(|pattern| self.read(pattern))?;
                         }
                         // Data, not schemas.
                         ("const" | "enum" | "default" | "examples", _) => continue,
@@ -171,6 +197,15 @@ impl<'a> Survey<'a> {
             return Err("a schema may unfold to 10000 subschemas".into());
         }
         Ok(weight)
+    }
+
+    /// Reads a pattern, and counts it.
+    fn read(&mut self, pattern: &str) -> Result<(), String> {
+        self.patterns += 1;
+        if self.patterns > MAX_PATTERNS {
+            return Err(format!("a schema may have {MAX_PATTERNS} patterns"));
+        }
+        tame(pattern)
     }
 
     fn follow(&mut self, to: &'a str) -> Result<usize, String> {
@@ -326,6 +361,26 @@ mod tests {
     }
 
     #[test]
+    fn many_patterns_cost_no_more_than_a_few() {
+        let named = |count: usize, pattern: &str| {
+            let named = (0..count).map(|at| (format!("{pattern}{at}"), json!({"type": "string"})));
+            json!({"patternProperties": Value::Object(named.collect())})
+        };
+        for (what, schema, fine) in [
+            ("many", named(MAX_PATTERNS, "^[a-z]{1,8}_"), true),
+            ("too many", named(MAX_PATTERNS + 1, "a"), false),
+            ("too many that are large", named(MAX_PATTERNS, ".{50}"), false),
+            ("a few that are large", named(20, ".{50}"), true),
+            ("one that is too large", named(1, ".{900}"), false),
+        ] {
+            let began = std::time::Instant::now();
+            let compiled = Schema::compile(&schema, Recursion::Refused);
+            assert_eq!(compiled.is_ok(), fine, "{what}: {:?}", compiled.err());
+            assert!(began.elapsed().as_secs() < 30, "{what}: {:?}", began.elapsed());
+        }
+    }
+
+    #[test]
     fn to_say_where_a_value_does_not_fit_costs_no_more_than_it_is_worth() {
         let alternatives = vec![json!({"type": "string"}); 500];
         let schema = Schema::compile(&json!({"items": {"anyOf": alternatives}}), Recursion::Refused).unwrap();
@@ -339,6 +394,15 @@ mod tests {
         let deep = (0..100).fold(json!({}), |inner, _| json!({"a": inner}));
         assert!(schema.admits(&deep).is_err());
         assert!(began.elapsed().as_secs() < 5);
+    }
+
+    #[test]
+    fn what_takes_time_is_known_before() {
+        let schema = Schema::compile(&json!({"items": {"anyOf": vec![json!({}); 100]}}), Recursion::Refused).unwrap();
+        assert!(schema.is_quick(&json!([1, 2, {"a": "b"}])));
+        assert!(!schema.is_quick(&json!(vec![1; 1000])) && !schema.is_quick(&json!("x".repeat(100_000))));
+        let tree = Schema::compile(&json!({"items": {"$ref": "#"}}), Recursion::Allowed).unwrap();
+        assert!(tree.is_quick(&json!([])) && !tree.is_quick(&json!([[1], [2]])));
     }
 
     #[test]

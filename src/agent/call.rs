@@ -60,7 +60,7 @@ pub(super) async fn call(
                 Err(("policy_denied", why))
             }
             None => Err(("unknown", "There is no tool of this name.".to_owned())),
-            Some(offer) => match offer.admits(&call.arguments) {
+            Some(offer) => match offer.admits(&call.arguments).await {
                 Ok(()) => Ok(offer),
                 Err(why) => {
                     let why = format!("The arguments do not fit the tool's parameters; nothing was called: {why}");

@@ -148,12 +148,20 @@ impl Offer {
         })
     }
 
-    /// Whether arguments fit.
+    /// Whether arguments fit. Many of them are looked at where nobody waits for that.
     ///
     /// # Errors
     /// Where they do not, for the model.
-    pub fn admits(&self, arguments: &Map<String, Value>) -> Result<(), String> {
-        self.schema.admits(&Value::Object(arguments.clone()))
+    pub async fn admits(&self, arguments: &Map<String, Value>) -> Result<(), String> {
+        let arguments = Value::Object(arguments.clone());
+        if self.schema.is_quick(&arguments) {
+            return self.schema.admits(&arguments);
+        }
+        let schema = self.schema.clone();
+        let looking = tokio::task::spawn_blocking(move || schema.admits(&arguments));
+        looking
+            .await
+            .unwrap_or_else(|_| Err("they could not be checked".to_owned()))
     }
 
     /// Whether a pattern means it: by the tool's own name, whatever the model knows it by.

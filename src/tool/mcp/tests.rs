@@ -152,7 +152,7 @@ async fn the_tools_of_all_pages_are_offered_and_one_without_a_usable_schema_is_n
     assert_eq!(names(&scripted.server), ["echo", "bare"]);
     let bare = scripted.offer("bare");
     assert_eq!(bare.definition.parameters, json!({"type": "object", "properties": {}}));
-    assert!(scripted.offer("echo").admits(&Map::new()).is_err());
+    assert!(scripted.offer("echo").admits(&Map::new()).await.is_err());
     assert_eq!(scripted.echo("hello").await, Ok(ToolOutput::text("hello")));
     scripted.server.stop().await;
 }
