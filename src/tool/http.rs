@@ -17,11 +17,13 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
+use url::form_urlencoded;
 
 use super::{
     File, Guard, Tool, ToolContext, ToolError, ToolOutput,
     answer::{Form, extension, harmless},
     guard::{Blocked, Resolver, Unresolved},
+    secrets::{Secrets, is_secret},
     template::{Address, Body, Kind, Parameters, Values},
 };
 use crate::chat::ToolDefinition;
@@ -36,8 +38,6 @@ const MAX_TOLD: usize = 2_000;
 const MAX_ERROR: usize = 4 * MAX_TOLD;
 /// How large a file may be, in bytes.
 const MAX_FILE: usize = 10 << 20;
-/// How short a header's value may be to be searched for in answers: shorter ones are no keys, but words.
-const MIN_SECRET: usize = 8;
 /// Connections kept open for the next call.
 const MAX_IDLE: usize = 16;
 
@@ -107,6 +107,8 @@ pub(super) struct HttpTool {
     body: Option<Body>,
     timeout: Option<Duration>,
     max_result: usize,
+    /// What no answer may repeat.
+    secrets: Secrets,
     guard: Guard,
     client: Client,
 }
@@ -144,6 +146,7 @@ impl HttpTool {
         let known = Parameters(&parameters);
         let address = Address::parse(&url, &known).map_err(|e| format!("url: {e}"))?;
         let mut headers = header_map(headers).map_err(|e| format!("headers: {e}"))?;
+        let secrets = secrets(&headers, &url);
         let body = match body {
             Some(text) => {
                 let json = HeaderValue::from_static("application/json");
@@ -160,6 +163,7 @@ impl HttpTool {
             body,
             timeout,
             max_result,
+            secrets,
             guard: guard.clone(),
             client,
             definition: ToolDefinition {
@@ -207,7 +211,7 @@ impl HttpTool {
         if !status.is_success() {
             return Err(self.failure(status, response).await);
         }
-        self.answer(response).await
+        self.secrets.sift(self.answer(response).await?)
     }
 
     /// Reads an answer that means success.
@@ -222,10 +226,10 @@ impl HttpTool {
             End::Whole if form.media_type.is_empty() && std::str::from_utf8(&bytes).is_err() => {
                 Ok(self.file(form, bytes))
             }
-            End::Whole => Ok(ToolOutput::text(self.hide(form.text(&bytes)))),
+            End::Whole => Ok(ToolOutput::text(form.text(&bytes))),
             End::More if form.is_file() => Err(ToolError(format!("the answer is larger than {limit} bytes"))),
             End::More => {
-                let begins = cut(self.hide(form.text(&bytes)));
+                let begins = cut(self.secrets.hide_in_beginning(form.text(&bytes)));
                 Err(ToolError(format!(
                     "the answer is larger than {limit} bytes; it begins: {begins}"
                 )))
@@ -266,7 +270,7 @@ impl HttpTool {
         // What has come when the patience ends is told all the same.
         let read = read_into(&mut bytes, &mut response, MAX_ERROR);
         let _: Result<End, _> = tokio::time::timeout(ERROR_PATIENCE, read).await;
-        let said = cut(self.hide(form.text(&bytes)));
+        let said = cut(self.secrets.hide_in_beginning(form.text(&bytes)));
         match said.trim() {
             "" => ToolError(format!("HTTP {status}")),
             said => ToolError(format!("HTTP {status}: {said}")),
@@ -300,19 +304,6 @@ impl HttpTool {
         tracing::warn!(%tool, %address, "a tool may not connect there; tools.guard.allow could allow it");
         ToolError::new("blocked_address: this tool may not connect there")
     }
-
-    /// Takes our keys out of what a server says: some repeat the request.
-    fn hide(&self, mut text: String) -> String {
-        let secret = self.headers.iter().filter(|(name, _)| !NO_SECRETS.contains(name));
-        let values = secret.filter_map(|(_, value)| std::str::from_utf8(value.as_bytes()).ok());
-        // `Bearer KEY`: the key alone as well.
-        for value in values.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or(value)]) {
-            if value.len() >= MIN_SECRET && text.contains(value) {
-                text = text.replace(value, "[hidden]");
-            }
-        }
-        text
-    }
 }
 
 impl Tool for HttpTool {
@@ -331,6 +322,19 @@ impl Tool for HttpTool {
     ) -> BoxFuture<'a, Result<ToolOutput, ToolError>> {
         Box::pin(self.ask(arguments, context))
     }
+}
+
+/// What of a request is nobody's to know: the headers that may be keys, and what stands in the address under such a name.
+fn secrets(headers: &HeaderMap, url: &str) -> Secrets {
+    let headers = headers
+        .iter()
+        .filter(|(name, _)| !NO_SECRETS.contains(name) && **name != ACCEPT_ENCODING);
+    let headers = headers.filter_map(|(_, value)| std::str::from_utf8(value.as_bytes()).ok());
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let query: Vec<_> = form_urlencoded::parse(query.as_bytes())
+        .filter(|(name, _)| is_secret(name))
+        .collect();
+    Secrets::of(headers.chain(query.iter().map(|(_, value)| &**value)))
 }
 
 /// Checks the headers of every request, and marks them as nobody's to read.
@@ -597,6 +601,8 @@ mod tests {
             ask(&server).await,
             Err("HTTP 500: {\"why\": \"[hidden] is [hidden]\"}".into())
         );
+        let half = Server::answers("500 Oh", "content-type: text/plain\r\n", b"it was sk-very-sec").await;
+        assert_eq!(ask(&half).await, Err("HTTP 500: it was [hidden]".into()));
         let server = Server::answers("404 No", "", b"").await;
         assert_eq!(ask(&server).await, Err("HTTP 404".into()));
         let server = Server::answers("502 No", "content-type: image/png\r\n", b"\x89PNG").await;
@@ -610,16 +616,81 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_that_repeats_the_request_tells_no_key() {
+        let plain = "content-type: text/plain\r\n";
+        for (headers, body, told) in [
+            (plain, "I got sk-very-secret-1.", "I got [hidden]."),
+            (
+                plain,
+                "its key=query%2Fkey%2B1, or query/key+1",
+                "its key=[hidden], or [hidden]",
+            ),
+            (JSON, r#"{"k": "query\/key+1"}"#, r#"{"k": "[hidden]"}"#),
+            (
+                plain,
+                "units=metric; identity, as was asked",
+                "units=metric; identity, as was asked",
+            ),
+        ] {
+            let server = Server::answers("200 OK", headers, body.as_bytes()).await;
+            let address = server.address;
+            let settings = settings(format!("http://{address}/?units=metric&api_key=query%2Fkey%2B1"));
+            let told_now = call(&tool(settings, &guard(&["127.0.0.0/8"])).unwrap(), json!({})).await;
+            assert_eq!(told_now, Ok(ToolOutput::text(told)));
+        }
+        let pdf = "content-type: application/pdf\r\n";
+        let named = format!("{pdf}content-disposition: attachment; filename=sk-very-secret-1.pdf\r\n");
+        let server = Server::answers("200 OK", &named, b"%PDF").await;
+        let output = ask(&server).await.unwrap();
+        assert_eq!(output.files[0].name, "[hidden].pdf");
+        assert!(!output.content.contains("sk-very"), "{}", output.content);
+        let server = Server::answers("200 OK", pdf, b"%PDF\xff Bearer sk-very-secret-1").await;
+        assert!(ask(&server).await.unwrap_err().contains("repeats a key"));
+    }
+
+    #[tokio::test]
     async fn a_redirect_is_not_followed() {
         let inside = Server::answers("200 OK", JSON, b"{}").await;
-        for status in ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"] {
-            let headers = format!("location: http://{}/latest/meta-data\r\n", inside.address);
-            let server = Server::answers(status, &headers, b"").await;
-            let told = ask(&server).await.unwrap_err();
-            assert_eq!(
-                told,
-                format!("HTTP {}: a redirect, which is not followed", &status[..3])
-            );
+        let place = format!("http://{}/latest/meta-data", inside.address);
+        let elsewhere = [
+            &*place,
+            "file:///etc/passwd",
+            "gopher://127.0.0.1:1/",
+            "data:text/plain,x",
+            "//127.0.0.1/",
+            "",
+        ];
+        for status in [
+            "300 Many",
+            "301 Moved",
+            "302 Found",
+            "303 See",
+            "304 No",
+            "307 Temporary",
+            "308 Permanent",
+        ] {
+            for place in elsewhere {
+                let server = Server::answers(status, &format!("location: {place}\r\n"), b"").await;
+                let told = ask(&server).await.unwrap_err();
+                assert_eq!(
+                    told,
+                    format!("HTTP {}: a redirect, which is not followed", &status[..3])
+                );
+            }
+        }
+        // What only a browser follows, and what says that the server is to be had elsewhere.
+        let page = format!("<meta http-equiv=\"refresh\" content=\"0; url={place}\">");
+        for headers in [
+            format!("refresh: 0; url={place}\r\n"),
+            format!("link: <{place}>; rel=preload\r\n"),
+            format!("alt-svc: h2=\"{0}\"; ma=86400, http/1.1=\"{0}\"\r\n", inside.address),
+            format!("content-location: {place}\r\nlocation: {place}\r\n"),
+        ] {
+            let headers = format!("{headers}content-type: text/html\r\n");
+            let server = Server::answers("200 OK", &headers, page.as_bytes()).await;
+            for _ in 0..2 {
+                assert_eq!(ask(&server).await, Ok(ToolOutput::text(page.clone())));
+            }
         }
         assert_eq!(inside.connections(), 0);
     }
@@ -785,6 +856,21 @@ mod tests {
             "localhost.",
             "LOCALHOST",
             "metadata.localhost",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "127.0.0.0x1",
+            "\u{ff11}\u{ff12}\u{ff17}.\u{ff10}.\u{ff10}.\u{ff11}",
+            "127\u{3002}0\u{ff0e}0\u{ff61}1",
+            "\u{2460}27.0.0.1",
+            "\u{24db}ocal\u{24d7}ost",
+            "%6cocalhost",
+            "[::]",
+            "[::7f00:1]",
+            "[::ffff:0:127.0.0.1]",
+            "[64:ff9b::127.0.0.1]",
+            "[64:ff9b:1::7f00:1]",
+            "[2002:7f00:1::]",
+            "[2001:0:7f00:1::]",
         ] {
             let blocked = tool(settings(format!("http://{host}:{port}/{{id}}")), &guard(&[])).unwrap();
             let told = call(&blocked, json!({"id": "x"})).await;

@@ -25,12 +25,14 @@ mod current_time;
 mod guard;
 mod http;
 mod mcp;
+mod secrets;
 pub mod template;
 mod write_file;
 
 pub use guard::Guard;
 pub use http::HttpToolSettings;
 pub use mcp::{McpSettings, McpTransport};
+pub use secrets::is_secret;
 
 /// How long the gateway's start waits for MCP servers.
 const LISTING: Duration = Duration::from_secs(5);

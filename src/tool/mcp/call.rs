@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     chat::ToolDefinition,
-    tool::{File, Tool, ToolContext, ToolError, ToolOutput},
+    tool::{File, Tool, ToolContext, ToolError, ToolOutput, secrets::Secrets},
 };
 
 /// How long a call waits for a server that is just coming back.
@@ -56,6 +56,8 @@ pub(super) struct McpTool {
     pub(super) line: watch::Receiver<Line>,
     /// Told when a call makes it doubtful that the server is there.
     pub(super) doubt: Arc<Notify>,
+    /// What no answer may repeat.
+    pub(super) secrets: Arc<Secrets>,
 }
 
 impl Tool for McpTool {
@@ -80,11 +82,11 @@ impl Tool for McpTool {
             request.meta = meta(context).map(Into::into);
             // Dropped before the answer is there, this tells the server that nobody waits for it any more.
             match peer.call_tool_once(request).await {
-                Ok(CallToolResponse::Complete(result)) => output(&self.definition.name, result),
+                Ok(CallToolResponse::Complete(result)) => self.output(result).await,
                 Ok(_) => Err(ToolError::new(
                     "the tool asks for something that this gateway does not do",
                 )),
-                Err(ServiceError::McpError(e)) => Err(ToolError::new(bounded(&e.message))),
+                Err(ServiceError::McpError(e)) => Err(ToolError(self.secrets.hide(bounded(&e.message).to_owned()))),
                 Err(ServiceError::TransportClosed | ServiceError::TransportSend(_)) => {
                     self.doubt.notify_one();
                     Err(ToolError::new(NOT_AVAILABLE))
@@ -96,6 +98,18 @@ impl Tool for McpTool {
 }
 
 impl McpTool {
+    /// An answer, without what it may not repeat. Files of many megabytes are decoded and searched here, so it is done
+    /// where others do not wait for it.
+    async fn output(&self, result: CallToolResult) -> Result<ToolOutput, ToolError> {
+        let (name, secrets) = (self.definition.name.clone(), self.secrets.clone());
+        let work = move || match output(&name, result) {
+            Ok(output) => secrets.sift(output),
+            Err(ToolError(why)) => Err(ToolError(secrets.hide(why))),
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|_| Err(ToolError::new("the tool server's answer cannot be read")))
+    }
+
     /// Its server, should it be there or just be coming back.
     async fn peer(&self) -> Line {
         let mut line = self.line.clone();

@@ -25,7 +25,10 @@ use super::{
     connect::deepest,
     plain,
 };
-use crate::{chat::ToolDefinition, tool::Offer};
+use crate::{
+    chat::ToolDefinition,
+    tool::{Offer, secrets::Secrets},
+};
 
 /// How many tools of a server are taken.
 const MAX_TOOLS: usize = 200;
@@ -109,14 +112,14 @@ impl Listed {
     }
 
     /// What a model is told of it.
-    fn definition(self) -> Result<ToolDefinition, String> {
+    fn definition(self, secrets: &Secrets) -> Result<ToolDefinition, String> {
         let mut parameters = self.input_schema;
         let kind = parameters.entry("type").or_insert_with(|| json!("object"));
         if kind != "object" {
             return Err("its arguments are no object".into());
         }
         parameters.entry("properties").or_insert_with(|| json!({}));
-        let mut description = self.description.unwrap_or_default();
+        let mut description = secrets.hide(self.description.unwrap_or_default());
         if let Some((cut, _)) = description.char_indices().nth(MAX_DESCRIPTION) {
             description.truncate(cut);
         }
@@ -142,6 +145,7 @@ pub(super) struct Catalogue {
     pub(super) server: Arc<str>,
     pub(super) line: watch::Receiver<Line>,
     pub(super) doubt: Arc<Notify>,
+    secrets: Arc<Secrets>,
     /// In the order of the first listing, once there was one: a model's prompt stays the same.
     pins: Option<Vec<Pin>>,
     /// New tools that were mentioned.
@@ -150,11 +154,17 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// An empty one.
-    pub(super) fn new(server: Arc<str>, line: watch::Receiver<Line>, doubt: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        server: Arc<str>,
+        line: watch::Receiver<Line>,
+        doubt: Arc<Notify>,
+        secrets: Arc<Secrets>,
+    ) -> Self {
         Self {
             server,
             line,
             doubt,
+            secrets,
             pins: None,
             mentioned: BTreeSet::new(),
         }
@@ -210,10 +220,11 @@ impl Catalogue {
     /// Makes a tool of it.
     fn offer(&self, tool: Listed) -> Result<(Offer, Arc<McpTool>), String> {
         let tool = Arc::new(McpTool {
-            definition: tool.definition()?,
+            definition: tool.definition(&self.secrets)?,
             drifted: AtomicBool::new(false),
             line: self.line.clone(),
             doubt: self.doubt.clone(),
+            secrets: self.secrets.clone(),
         });
         Ok((Offer::new(tool.clone(), Some(self.server.clone()))?, tool))
     }

@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::plain;
+use crate::tool::secrets::Secrets;
 
 /// How long it may take to go after its standard input was closed.
 const MANNERS: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ impl Child {
         command: &Path,
         args: &[String],
         env: &BTreeMap<String, SecretString>,
+        secrets: Arc<Secrets>,
     ) -> Result<(Self, ChildStdout, ChildStdin), String> {
         let mut new = Command::new(command);
         new.args(args).env_clear();
@@ -60,7 +62,7 @@ impl Child {
         let (Some(stdout), Some(stdin), Some(stderr)) = pipes else {
             return Err("its pipes are missing".into());
         };
-        let complaints = tokio::spawn(complain(stderr, server.clone()));
+        let complaints = tokio::spawn(complain(stderr, server.clone(), secrets));
         let child = Self {
             process,
             complaints,
@@ -115,7 +117,7 @@ impl Drop for Child {
 }
 
 /// Writes what comes from there to the log, line by line. Holds no more than it tells.
-async fn complain(from: impl AsyncRead + Unpin, server: Arc<str>) {
+async fn complain(from: impl AsyncRead + Unpin, server: Arc<str>, secrets: Arc<Secrets>) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     while let Ok(read) = from.fill_buf().await {
@@ -129,16 +131,17 @@ async fn complain(from: impl AsyncRead + Unpin, server: Arc<str>) {
         let used = end.map_or(read.len(), |end| end + 1);
         from.consume(used);
         if end.is_some() {
-            tell(&server, &line);
+            tell(&server, &line, &secrets);
             line.clear();
         }
     }
-    tell(&server, &line);
+    tell(&server, &line, &secrets);
 }
 
 /// Writes one line to the log.
-fn tell(server: &str, line: &[u8]) {
-    let line = plain(&String::from_utf8_lossy(line), MAX_COMPLAINT);
+fn tell(server: &str, line: &[u8], secrets: &Secrets) {
+    let line = secrets.hide_in_beginning(String::from_utf8_lossy(line).into_owned());
+    let line = plain(&line, MAX_COMPLAINT);
     if !line.is_empty() {
         tracing::debug!(server, "An MCP server says on standard error: {line}");
     }
@@ -151,7 +154,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_that_never_ends_is_read_and_not_kept() {
         let endless = tokio::io::AsyncReadExt::take(tokio::io::repeat(b'x'), 100 << 20);
-        complain(endless, "s".into()).await;
+        complain(endless, "s".into(), Arc::default()).await;
     }
 
     #[test]

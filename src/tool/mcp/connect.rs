@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::header::{HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT_LANGUAGE, HeaderName, HeaderValue, USER_AGENT};
 use rmcp::{
     ClientHandler, ErrorData, RoleClient,
     model::{
@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use super::{McpTransport, child::Child, plain};
+use crate::tool::secrets::{Secrets, is_secret};
 
 /// How large one message of a server may be: a file of 10 MiB in base64, and some words. A longer line of a child is
 /// skipped without being kept; a longer answer over HTTP is an error.
@@ -131,14 +132,48 @@ impl Way {
         }
     }
 
+    /// What the server is given and nobody else is to hear from it: the headers, and what stands in its environment, among
+    /// its arguments or in its address under the name of a key. The rest is paths and words.
+    pub(super) fn secrets(&self) -> Secrets {
+        match self {
+            Self::Child { args, env, .. } => {
+                let keys = env.iter().map(|(name, value)| (name, value.expose_secret()));
+                let keys =
+                    keys.filter(|(name, value)| is_secret(name) || (value.contains("://") && value.contains('@')));
+                let is_flag =
+                    |arg: &&String| arg.starts_with('-') && is_secret(arg.split('=').next().unwrap_or_default());
+                let joined = args
+                    .iter()
+                    .filter(is_flag)
+                    .filter_map(|arg| Some(arg.split_once('=')?.1));
+                let beside = args.iter().zip(args.iter().skip(1)).filter(|(flag, _)| is_flag(flag));
+                let beside = beside
+                    .filter(|(flag, _)| !flag.contains('='))
+                    .map(|(_, arg)| arg.as_str());
+                Secrets::of(keys.map(|(_, value)| value).chain(joined).chain(beside))
+            }
+            Self::Http { url, headers, .. } => {
+                let headers = headers
+                    .iter()
+                    .filter(|(name, _)| **name != USER_AGENT && **name != ACCEPT_LANGUAGE);
+                let headers = headers.filter_map(|(_, value)| std::str::from_utf8(value.as_bytes()).ok());
+                let query = url.split_once('?').map_or("", |(_, query)| query);
+                let query: Vec<_> = url::form_urlencoded::parse(query.as_bytes())
+                    .filter(|(name, _)| is_secret(name))
+                    .collect();
+                Secrets::of(headers.chain(query.iter().map(|(_, value)| &**value)))
+            }
+        }
+    }
+
     /// Opens it: starts the child, if there is one.
     ///
     /// # Errors
     /// Why it cannot be opened.
-    pub(super) fn open(&self, server: &Arc<str>) -> Result<(Wire, Option<Child>), String> {
+    pub(super) fn open(&self, server: &Arc<str>, secrets: &Arc<Secrets>) -> Result<(Wire, Option<Child>), String> {
         match self {
             Self::Child { command, args, env } => {
-                let (child, stdout, stdin) = Child::start(server, command, args, env)?;
+                let (child, stdout, stdin) = Child::start(server, command, args, env, secrets.clone())?;
                 Ok((Wire::Pipes(stdout, stdin), Some(child)))
             }
             Self::Http { client, url, headers } => {
@@ -239,6 +274,8 @@ pub(super) struct Host {
     pub(super) server: Arc<str>,
     /// Told when its tools should be looked at again.
     pub(super) doubt: Arc<Notify>,
+    /// What is not to be logged, whatever it logs.
+    pub(super) secrets: Arc<Secrets>,
 }
 
 impl ClientHandler for Host {
@@ -277,13 +314,59 @@ impl ClientHandler for Host {
         _context: NotificationContext<RoleClient>,
     ) {
         let server = &*self.server;
-        tracing::debug!(server, "An MCP server logs: {}", plain(&said.data.to_string(), 500));
+        let said = self.secrets.hide(said.data.to_string());
+        tracing::debug!(server, "An MCP server logs: {}", plain(&said, 500));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_a_key_is_told_by_its_name() {
+        let child = |args: &[&str], env: &[(&str, &str)]| McpTransport::Child {
+            command: "x".into(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).into()))
+                .collect(),
+        };
+        let http = McpTransport::Http {
+            url: "https://mcp.example/?room=the-first-room&key=key-in-address"
+                .parse()
+                .unwrap(),
+            headers: BTreeMap::from([("x-a".into(), "Bearer key-in-header".into())]),
+        };
+        let env = [
+            ("GITHUB_TOKEN", "key-in-variable"),
+            ("HOME", "/home/somebody"),
+            ("DATABASE", "postgres://ada:secret@host/x"),
+        ];
+        let args = [
+            "--api-key=key-in-argument",
+            "--token",
+            "key-behind-argument",
+            "--root",
+            "/some/where",
+        ];
+        let said = "key-in-variable /home/somebody postgres://ada:secret@host/x key-in-argument key-behind-argument \
+            /some/where key-in-address the-first-room key-in-header";
+        for (transport, told) in [
+            (
+                child(&args, &env),
+                "[hidden] /home/somebody [hidden] [hidden] [hidden] /some/where key-in-address the-first-room key-in-header",
+            ),
+            (
+                http,
+                "key-in-variable /home/somebody postgres://ada:secret@host/x key-in-argument key-behind-argument \
+                 /some/where [hidden] the-first-room [hidden]",
+            ),
+        ] {
+            assert_eq!(Way::new(transport).unwrap().secrets().hide(said.into()), told);
+        }
+    }
 
     #[test]
     fn an_address_that_holds_a_secret_does_not_get_into_the_log() {

@@ -47,11 +47,16 @@ if mode == "stubborn":
 echo = tool("echo", "Says it again.", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]})
 bare = tool("bare", "Takes anything.", {})
 broken = tool("broken", "Has no schema.", {"type": "object", "properties": {"a": {"type": "nonsense"}}})
+nasty = "\n{\"level\":\"ERROR\",\"message\":\"forged\"}\r\u2028\u0085ERROR forged \u001b]52;c;eA==\u0007\u001b[2J\u009b2J\u202e"
 listings = 0
 
 
 def tools(cursor):
     global listings
+    if mode == "nasty":
+        sys.stderr.write(nasty + "\n")
+        say({"method": "notifications/message", "params": {"level": "error", "data": nasty, "logger": nasty}})
+        return {"tools": [dict(echo, description=nasty), tool("x" + nasty, nasty, {"type": "object", "properties": {nasty: {"type": nasty}}})]}
     if cursor == "more":
         return {"tools": [bare, broken]}
     listings += 1
@@ -79,6 +84,16 @@ def call(id, params):
     if text == "file":
         image = {"type": "image", "data": "iVBORw0KGgo=", "mimeType": "image/png"}
         return say({"id": id, "result": {"content": [{"type": "text", "text": "Here it is."}, image]}})
+    if text == "token":
+        token = os.environ["API_TOKEN"]
+        sys.stderr.write("my token is %s\n" % token)
+        text = {"type": "text", "text": "my token is %s" % token}
+        return say({"id": id, "result": {"content": [text], "isError": params["arguments"].get("fails", False)}})
+    if text == "token file":
+        import base64
+
+        data = base64.b64encode(b"PNG " + os.environ["API_TOKEN"].encode()).decode()
+        return say({"id": id, "result": {"content": [{"type": "image", "data": data, "mimeType": "image/png"}]}})
     if text == "list":
         say({"method": "notifications/tools/list_changed"})
     if text == "ask":
@@ -103,6 +118,8 @@ for line in sys.stdin:
     elif method == "server/discover":
         say({"id": id, "result": {"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
              "ttlMs": 0, "cacheScope": "private", "serverInfo": {"name": "s", "version": "1"}}})
+    elif method == "tools/list" and mode == "nasty refusal":
+        say({"id": id, "error": {"code": -32000, "message": nasty + os.environ.get("API_TOKEN", "")}})
     elif method == "tools/list":
         say({"id": id, "result": tools((message.get("params") or {}).get("cursor"))})
     elif method == "tools/call":

@@ -24,7 +24,7 @@ use super::{
     catalogue::{self, Catalogue},
     connect::{Host, Opening, Unopened, Way, greet},
 };
-use crate::tool::Offer;
+use crate::tool::{Offer, secrets::Secrets};
 
 /// How long the first pause before another try is, about; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -60,11 +60,13 @@ impl Server {
         let name: Arc<str> = settings.name.into();
         let doubt = Arc::new(Notify::new());
         let tried = CancellationToken::new();
+        let secrets = Arc::new(way.secrets());
         let owner = Owner {
             tried: tried.clone(),
-            catalogue: Catalogue::new(name.clone(), callers, doubt.clone()),
+            catalogue: Catalogue::new(name.clone(), callers, doubt.clone(), secrets.clone()),
             name,
             way,
+            secrets,
             opening: Opening::Handshake,
             start_timeout: settings.start_timeout,
             refresh: settings.refresh.max(LISTING_GAP),
@@ -125,6 +127,8 @@ enum Condition {
 struct Owner {
     name: Arc<str>,
     way: Way,
+    /// What nobody is to hear from it.
+    secrets: Arc<Secrets>,
     opening: Opening,
     start_timeout: Duration,
     refresh: Duration,
@@ -168,7 +172,7 @@ impl Owner {
 
     /// One connection, from its first word to its last; nothing remains of it. Why it ended.
     async fn once(&mut self, stop: &CancellationToken) -> String {
-        let (wire, mut child) = match self.way.open(&self.name) {
+        let (wire, mut child) = match self.way.open(&self.name, &self.secrets) {
             Ok(open) => open,
             Err(why) => return why,
         };
@@ -191,6 +195,7 @@ impl Owner {
             let host = Host {
                 server: self.name.clone(),
                 doubt: self.doubt.clone(),
+                secrets: self.secrets.clone(),
             };
             let greeted = tokio::select! {
                 greeted = timeout_at(deadline, greet(wire, host, self.opening)) => greeted,
@@ -279,7 +284,7 @@ impl Owner {
     }
 
     fn say_down(&mut self, why: &str, next: Duration) {
-        let (server, why) = (&*self.name, self.way.veil(why));
+        let (server, why) = (&*self.name, self.way.veil(&self.secrets.hide(why.to_owned())));
         match self.condition {
             Condition::Down => tracing::debug!(
                 server,

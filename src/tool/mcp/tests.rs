@@ -216,6 +216,26 @@ async fn a_server_cannot_ask_for_anything() {
 }
 
 #[tokio::test]
+async fn what_a_server_was_given_is_told_to_nobody() {
+    const TOKEN: &str = "canary-token-7f3a/1+2";
+    let scripted = Scripted::with("", |settings| {
+        let McpTransport::Child { env, .. } = &mut settings.transport else {
+            panic!()
+        };
+        env.insert("API_TOKEN".into(), TOKEN.into());
+    });
+    until(|| !scripted.server.offers().is_empty()).await;
+    let told = scripted.echo("token").await;
+    assert_eq!(told, Ok(ToolOutput::text("my token is [hidden]")));
+    let failed = call(&scripted.offer("echo"), json!({"text": "token", "fails": true})).await;
+    assert_eq!(failed, Err(ToolError::new("my token is [hidden]")));
+    let file = scripted.echo("token file").await.unwrap_err();
+    assert!(file.0.contains("repeats a key"), "{file}");
+    assert_eq!(scripted.echo("file").await.unwrap().files.len(), 1);
+    scripted.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_dies_in_a_call_is_an_error_for_the_model_and_comes_back() {
     let scripted = Scripted::up("").await;
     let echo = scripted.offer("echo");
