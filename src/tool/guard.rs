@@ -358,6 +358,25 @@ mod tests {
             "http://0/",
             "http://127.0.0.1./",
             "http://%31%32%37.0.0.1/",
+            "http://0177.0.0.1/",
+            "http://0x7F.0.0.0x1/",
+            "http://127.0.0.1:80\\@8.8.8.8/",
+            "http://8.8.8.8@127.0.0.1/",
+            "http://8.8.8.8:80@127.0.0.1/",
+            "http://127.0.0.1#@8.8.8.8/",
+            "http://127.0.0.1?@8.8.8.8/",
+            "http://\u{ff11}\u{ff12}\u{ff17}.\u{ff10}.\u{ff10}.\u{ff11}/",
+            "http://127\u{3002}0\u{ff0e}0\u{ff61}1/",
+            "http://\u{2460}27.0.0.1/",
+            "http:\\\\127.0.0.1/",
+            "http:///127.0.0.1/",
+            "http://12\t7.0.0\n.1/",
+            "http://[::ffff:0:7f00:1]/",
+            "http://[64:ff9b:1::7f00:1]/",
+            "http://[2002:7f00:1::]/",
+            "http://[fe80::1]/",
+            "http://[fec0::1]/",
+            "http://[fd00:ec2::254]/",
             "http://[::1]/",
             "http://[::]/",
             "http://[::ffff:127.0.0.1]/",
@@ -376,8 +395,60 @@ mod tests {
             "http://134744072/",
             "http://[2606:4700:4700::1111]/",
             "http://localhost./",
+            "http://127.0.0.1../",
         ] {
             assert_eq!(guard(&[]).check(&Url::parse(url).unwrap()), Ok(()), "{url}"); // a name is judged later
+        }
+    }
+
+    /// What is no host at all is no URL, so nothing is to be judged.
+    #[test]
+    fn an_address_with_a_zone_or_an_end_too_many_is_no_url() {
+        for url in [
+            "http://[fe80::1%25eth0]/",
+            "http://[fe80::1%eth0]/",
+            "http://256.0.0.1/",
+            "http://1.2.3.4.5/",
+            "http://0x100000000/",
+            "http://4294967296/",
+            "http://127.0.0.1%00.example/",
+            "http://127.0.0.08/",
+            "http://[::1/",
+            "http://[127.0.0.1]/",
+        ] {
+            assert!(Url::parse(url).is_err(), "{url} is {:?}", Url::parse(url));
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_is_allowed_to_the_bit() {
+        for (net, inside, outside) in [
+            (
+                "10.1.0.0/16",
+                &["10.1.0.0", "10.1.255.255"][..],
+                &["10.0.255.255", "10.2.0.0"][..],
+            ),
+            ("192.168.7.7/32", &["192.168.7.7"], &["192.168.7.6", "192.168.7.8"]),
+            (
+                "169.254.169.254/31",
+                &["169.254.169.254", "169.254.169.255"],
+                &["169.254.169.253"],
+            ),
+            ("fd00:1::/64", &["fd00:1::1"], &["fd00:1:0:1::", "fd00::1", "fe80::1"]),
+            ("::1/128", &["::1"], &["127.0.0.1", "::", "::2"]),
+            (
+                "64:ff9b:1::/48",
+                &["64:ff9b:1::7f00:1"],
+                &["127.0.0.1", "64:ff9b::7f00:1"],
+            ),
+        ] {
+            let guard = guard(&[net]);
+            for address in inside {
+                assert!(guard.admits(ip(address)), "{net} {address}");
+            }
+            for address in outside {
+                assert!(!guard.admits(ip(address)), "{net} {address}");
+            }
         }
     }
 
