@@ -130,6 +130,16 @@ pub(super) fn is_of_object(schema: &Value) -> bool {
     schema.get("type").is_some_and(|kind| kind == "object")
 }
 
+/// A word of theirs as it may stand in the log: letters, as types and reasons have them. Anything else may be a key of ours,
+/// or what a user said.
+pub(super) fn word(theirs: &str) -> &str {
+    let fits = |b: u8| b.is_ascii_alphabetic() || b"_-/+.".contains(&b);
+    match theirs {
+        word if word.len() <= 64 && word.bytes().all(fits) => word,
+        _ => "of no known form",
+    }
+}
+
 /// An event's data as a value of a wire. The parser's own sentence quotes what it read, so it is not repeated.
 pub(super) fn parse_event<'a, T: serde::Deserialize<'a>>(text: &'a str) -> Result<T, ProviderError> {
     serde_json::from_str(text).map_err(|e| {
@@ -147,6 +157,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn only_words_of_theirs_are_repeated() {
+        for fine in [
+            "",
+            "text/html",
+            "application/vnd.api+json",
+            "insufficient_system_resource",
+            "gzip",
+        ] {
+            assert_eq!(word(fine), fine);
+        }
+        for other in ["sk-123", "a b", "a\nb", "a\u{1b}b", "é", &"x".repeat(65)] {
+            assert_eq!(word(other), "of no known form", "{other:?}");
+        }
+    }
 
     #[test]
     fn only_a_schema_that_leaves_nothing_open_is_strict() {

@@ -20,7 +20,7 @@ use super::{
     BreakerSwitch, ChunkStream, Identity, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
     breaker::Breaker,
     decoding::Decoding,
-    dialect::{Call, Dialect, Progress},
+    dialect::{Call, Dialect, Progress, word},
     error::{Exactly, Kind},
     retry,
     unanswered::{Names, before_answer, cut_short},
@@ -210,14 +210,14 @@ impl<D: Dialect> HttpProvider<D> {
                 .with_status(200)
         };
         if !matches!(encoding.as_str(), "" | "identity") {
-            return Err(foreign(Exactly::Encoding, format!("content-encoding {encoding:?}")));
+            return Err(foreign(Exactly::Encoding, format!("content-encoding {}", word(&encoding))));
         }
         let mut media_parts = media.split(';').map(str::trim);
         let media_type = media_parts.next().unwrap_or("");
         if let Some(charset) = media_parts.find_map(|part| part.strip_prefix("charset="))
             && !matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii")
         {
-            return Err(foreign(Exactly::Encoding, format!("charset {charset:?}")));
+            return Err(foreign(Exactly::Encoding, format!("charset {}", word(charset))));
         }
         match media_type {
             "text/event-stream" | "application/x-ndjson" | "text/plain" | "application/octet-stream" | "" => {}
@@ -231,7 +231,7 @@ impl<D: Dialect> HttpProvider<D> {
                     Ok(chunks.map_err(|e| e.with_status(200))?),
                 )));
             }
-            other => return Err(foreign(Exactly::ContentType, format!("content-type {other:?}"))),
+            other => return Err(foreign(Exactly::ContentType, format!("content-type {}", word(other)))),
         }
 
         let mut reading = Reading {

@@ -16,7 +16,7 @@ use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress},
+        dialect::{Decoder, Progress, word},
         error::Kind,
         frame::Frame,
         retry,
@@ -136,7 +136,10 @@ impl OllamaDecoder {
                     format!("done_reason {word:?}: no answer"),
                 ));
             }
-            Some(other) => return Err(ProviderError::new(Kind::Reported, format!("done_reason {other:?}"))),
+            Some(other) => {
+                let detail = format!("done_reason {}", word(other));
+                return Err(ProviderError::new(Kind::Reported, detail));
+            }
         };
         Ok((kind, raw))
     }

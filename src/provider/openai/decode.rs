@@ -13,7 +13,7 @@ use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, parse_event as parse},
+        dialect::{Decoder, Progress, parse_event as parse, word},
         error::Kind,
         frame::Frame,
         retry,
@@ -65,7 +65,10 @@ impl Decoder for OpenAiDecoder {
             // With a forced tool the finish is `stop` although there is a call.
             _ if !self.calls.is_empty() => FinishKind::ToolCalls,
             "stop" | "tool_calls" | "function_call" | "eos" | "end_turn" => FinishKind::Stop,
-            other => return Err(ProviderError::new(Kind::Reported, format!("finish_reason {other:?}"))),
+            other => {
+                let detail = format!("finish_reason {}", word(other));
+                return Err(ProviderError::new(Kind::Reported, detail));
+            }
         };
         out.push(Chunk::Finish {
             reason: FinishReason { kind, raw: Some(raw) },
