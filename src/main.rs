@@ -71,7 +71,8 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "sluicegate: {error:#}"); // there is nobody else to tell
+            let told = telemetry::harmless(&format!("sluicegate: {error:#}"));
+            let _ = writeln!(std::io::stderr(), "{told}"); // there is nobody else to tell
             ExitCode::FAILURE
         }
     }

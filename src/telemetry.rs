@@ -3,7 +3,7 @@
 //! (Own code: the library's writer prints to standard output when it cannot end, which may be the same full pipe.)
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     panic::PanicHookInfo,
     sync::{
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,10 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod line;
 #[cfg(feature = "otel")]
 mod otel;
 pub mod trace;
 
+pub use line::harmless;
+use line::{Look, line};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Lines that may wait to be written.
@@ -63,13 +66,16 @@ pub fn begin(format: LogFormat, filter: &str) -> Result<Log, String> {
         .spawn(move || write_all(&waiting, io::stderr()))
         .map_err(|e| format!("no thread for the log: {e}"))?;
     let log = Log(to.clone());
-    let lines = tracing_subscriber::fmt::layer().with_writer(move || Line(to.clone()));
+    let coloured = io::stderr().is_terminal();
+    let look = match format {
+        LogFormat::Json => Look::Json,
+        LogFormat::Text if coloured => Look::Coloured,
+        LogFormat::Text => Look::Plain,
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || Line(to.clone(), look));
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
-        LogFormat::Text => lines
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .with_target(false)
-            .boxed(),
+        LogFormat::Text => lines.with_ansi(coloured).with_target(false).boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -94,16 +100,17 @@ enum Piece {
     End(SyncSender<()>),
 }
 
-/// Where a line is written: to the end of those that wait, or nowhere.
-struct Line(SyncSender<Piece>);
+/// Where a line is written, and how it looks: to the end of those that wait, or nowhere.
+struct Line(SyncSender<Piece>, Look);
 
 impl Write for Line {
-    /// The layer hands over whole lines.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if let Err(TrySendError::Full(_)) = self.0.try_send(Piece::Line(line.to_vec())) {
+    /// The layer hands over whole events.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = line(&String::from_utf8_lossy(event), self.1).into_bytes();
+        if let Err(TrySendError::Full(_)) = self.0.try_send(Piece::Line(line)) {
             DROPPED.fetch_add(1, Relaxed);
         }
-        Ok(line.len())
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -187,7 +194,9 @@ mod tests {
         let (before, began) = (dropped(), Instant::now());
         let many = WAITING + 1_000;
         for number in 0..many {
-            Line(to.clone()).write_all(format!("{number}\n").as_bytes()).unwrap();
+            Line(to.clone(), Look::Plain)
+                .write_all(format!("{number}\n").as_bytes())
+                .unwrap();
         }
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         // One more than wait may be with who writes.

@@ -210,7 +210,10 @@ impl<D: Dialect> HttpProvider<D> {
                 .with_status(200)
         };
         if !matches!(encoding.as_str(), "" | "identity") {
-            return Err(foreign(Exactly::Encoding, format!("content-encoding {}", word(&encoding))));
+            return Err(foreign(
+                Exactly::Encoding,
+                format!("content-encoding {}", word(&encoding)),
+            ));
         }
         let mut media_parts = media.split(';').map(str::trim);
         let media_type = media_parts.next().unwrap_or("");

@@ -99,7 +99,6 @@ fn runs(store: Arc<dyn Store>) -> Arc<Runs> {
 
 fn order(session: &str, message: &str) -> Order {
     Order {
-        permit: Arc::default(),
         principal: Principal::named("ada"),
         permit: Arc::default(),
         message: message.to_owned(),
