@@ -33,7 +33,8 @@ pub async fn download(
     let id: ArtifactId = known(id)?;
     let artifact = front.runs.artifact(&caller.principal, id).await?;
     let tag = format!("\"{}\"", artifact.sha256);
-    let mut answer = always(&tag);
+    let mut answer = of_file(&tag);
+    answer.extend(shown_nowhere(&artifact.name));
     if matches(&headers, &header::IF_NONE_MATCH, |told| told == tag || told == "*") {
         return Ok((StatusCode::NOT_MODIFIED, answer).into_response());
     }
@@ -43,7 +44,8 @@ pub async fn download(
         Some(Asked::Nothing) => {
             let told = [(header::CONTENT_RANGE, format!("bytes */{}", artifact.size))];
             let message = "The file has no such range of bytes.";
-            return Ok((told, Refusal::from(Error::new(ErrorCode::RangeInvalid, message))).into_response());
+            let refusal = Refusal::from(Error::new(ErrorCode::RangeInvalid, message));
+            return Ok((told, shown_nowhere(&artifact.name), refusal).into_response());
         }
     };
     let status = match &range {
@@ -61,7 +63,6 @@ pub async fn download(
         &(range.end - range.start).to_string(),
     );
     put(&mut answer, header::CONTENT_TYPE, "application/octet-stream");
-    put(&mut answer, header::CONTENT_DISPOSITION, &disposition(&artifact.name));
     let Some(pieces) = front.runs.artifacts.blobs.get(id, artifact.size, range).await? else {
         tracing::error!(artifact_id = %id, "a file is not there, or is not what was kept");
         return Err(Error::not_found().into());
@@ -70,13 +71,21 @@ pub async fn download(
     Ok((status, answer, Body::from_stream(pieces)).into_response())
 }
 
-/// The headers that each answer about a file has.
-fn always(tag: &str) -> HeaderMap {
+/// The headers that say which file it is.
+fn of_file(tag: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     put(&mut headers, header::ETAG, tag);
     // Nobody on the way keeps it, and the caller's own copy is asked about each time: it may have been erased here.
     put(&mut headers, header::CACHE_CONTROL, "private, no-cache");
     put(&mut headers, header::ACCEPT_RANGES, "bytes");
+    headers
+}
+
+/// The headers that each answer about a file has, whether its bytes are in there or not: a browser joins those of a 304 to
+/// what it has kept.
+fn shown_nowhere(name: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    put(&mut headers, header::CONTENT_DISPOSITION, &disposition(name));
     put(&mut headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     put(
         &mut headers,

@@ -250,7 +250,8 @@ pub fn plain_name(told: &str) -> String {
 /// Control characters, line separators, and what changes the direction of the text around it or has no width.
 fn invisible(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{2069}' | '\u{FEFF}')
+        || matches!(c, '\u{AD}' | '\u{61C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}')
+        || matches!(c, '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}')
 }
 
 /// A media type, without what a header could not carry.
@@ -466,6 +467,8 @@ pub(super) mod tests {
             ("x\r\nSet-Cookie: a=b", "xSet-Cookie: a=b"),
             ("say \"hi\".txt", "say \"hi\".txt"),
             ("gpj.\u{202E}exe\u{2066}", "gpj.exe"),
+            ("in\u{AD}vo\u{E0041}ice\u{206A}\u{180E}.pdf", "invoice.pdf"),
+            ("\u{202E}..\u{200B}", "file"),
             ("a\0b\u{7f}\u{85}\u{feff}", "ab"),
             ("CON", "CON"),
             (".bashrc", ".bashrc"),

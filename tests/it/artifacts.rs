@@ -46,6 +46,15 @@ async fn download(place: &impl Place, file: &Value, headers: &[(&str, &str)]) ->
     call.to(place).await.body().await
 }
 
+/// Whether a browser that gets this, or joins it to what it has kept, saves it and shows nothing.
+fn assert_shown_nowhere(body: &Body, what: &str) {
+    let disposition = body.headers.get("content-disposition").unwrap_or_default();
+    assert!(disposition.starts_with("attachment; "), "{what}: {disposition}");
+    assert_eq!(body.headers.get("x-content-type-options"), Some("nosniff"), "{what}");
+    let policy = body.headers.get("content-security-policy");
+    assert_eq!(policy, Some("default-src 'none'; sandbox"), "{what}");
+}
+
 /// Every file below this folder.
 pub(crate) fn below(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
@@ -130,6 +139,70 @@ async fn a_file_is_told_of_before_its_result_and_downloaded() {
 }
 
 #[tokio::test]
+async fn whatever_a_file_claims_to_be_it_is_bytes_to_be_saved_under_a_harmless_name() {
+    let polyglot = "%PDF-1.4\n<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/><script>alert(1)</script>";
+    let long = format!("{}.html", "n".repeat(300));
+    let rows = [
+        ("x.html", "x.html"),
+        ("x.svg", "x.svg"),
+        ("x.xhtml", "x.xhtml"),
+        ("x.js", "x.js"),
+        ("CON", "CON"),
+        ("../../../etc/passwd.html", "passwd.html"),
+        ("/etc/passwd", "passwd"),
+        ("C:\\Windows\\win.ini", "win.ini"),
+        ("...", "file"),
+        (
+            "a\r\nSet-Cookie: a=b\r\n\r\n<script>.html",
+            "aSet-Cookie: a=b<script>.html",
+        ),
+        ("a\u{0}b.html", "ab.html"),
+        ("\u{202e}lmth.x", "lmth.x"),
+        (
+            "\";filename*=UTF-8''evil.exe;x=\".html",
+            "\";filename*=UTF-8''evil.exe;x=\".html",
+        ),
+        ("%2e%2e%2fx.html", "%2e%2e%2fx.html"),
+        ("🦀.html", "🦀.html"),
+        (&long, &format!("{}.html", "n".repeat(123))),
+    ];
+    let mut scripts = Vec::new();
+    for (name, _) in &rows {
+        scripts.extend([writes(&[(name, polyglot)]), openai::answer(&["Done"])]);
+    }
+    let upstream = Upstream::start(scripts).await;
+    let gateway = with_files(&upstream).start().await;
+    for (name, kept) in rows {
+        let file = &files(&gateway, json!({"message": "Hi"})).await[0];
+        assert_eq!(file["name"], kept, "{name:?}");
+        for headers in [
+            &[][..],
+            &[("Accept", "text/html")],
+            &[("Range", "bytes=9-")],
+            &[("Sec-Fetch-Dest", "iframe")],
+        ] {
+            let body = download(&gateway, file, headers).await;
+            assert_shown_nowhere(&body, name);
+            assert_eq!(
+                body.headers.get("content-type"),
+                Some("application/octet-stream"),
+                "{name:?}"
+            );
+            assert_eq!(body.headers.get("set-cookie"), None);
+            let disposition = body.headers.get("content-disposition").unwrap();
+            assert!(disposition.bytes().all(|b| (b' '..=b'~').contains(&b)), "{disposition}");
+            assert_eq!(disposition.matches('"').count(), 2, "{disposition}");
+            let (_, extended) = disposition.split_once("; filename*=UTF-8''").unwrap();
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~%".contains(&b);
+            assert!(
+                extended.split("; filename*=").last().unwrap().bytes().all(fits),
+                "{disposition}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn parts_and_copies_are_asked_for() {
     let upstream = writer("digits.txt", "0123456789").await;
     let gateway = with_files(&upstream).start().await;
@@ -147,6 +220,7 @@ async fn parts_and_copies_are_asked_for() {
         let body = download(&gateway, file, &[("Range", range)]).await;
         failed.extend(spec.check("GET", &url(file), &body).err());
         assert_eq!((body.status, body.text()), (206, part), "{range}");
+        assert_shown_nowhere(&body, range);
         assert_eq!(body.headers.get("content-range"), Some(told));
     }
     for range in ["bytes=5-2", "bytes=-0", "bytes=10-", "bytes=x", "bytes"] {
@@ -158,6 +232,7 @@ async fn parts_and_copies_are_asked_for() {
             "{range}"
         );
         assert_eq!(body.headers.get("content-range"), Some("bytes */10"));
+        assert_shown_nowhere(&body, range);
     }
     let many: Vec<String> = (0..1000).map(|at| format!("{at}-{at}")).collect();
     for (headers, what) in [
@@ -185,6 +260,7 @@ async fn parts_and_copies_are_asked_for() {
         let body = download(&gateway, file, &[("If-None-Match", &copy), ("Range", "bytes=0-1")]).await;
         failed.extend(spec.check("GET", &url(file), &body).err());
         assert_eq!((body.status, body.bytes.len()), (304, 0), "{copy}");
+        assert_shown_nowhere(&body, &copy);
     }
     let head = Call::new("HEAD", &url(file))
         .header("Range", "bytes=0-1")
@@ -193,6 +269,7 @@ async fn parts_and_copies_are_asked_for() {
         .body()
         .await;
     assert_eq!((head.status, head.bytes.len()), (200, 0));
+    assert_shown_nowhere(&head, "HEAD");
     assert_eq!(head.headers.get("content-length"), Some("10"));
     assert_eq!(delete(&gateway, &url(file)).await.problem().await, "method_not_allowed");
     assert!(failed.is_empty(), "{}", failed.join("\n"));
