@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError,
-    values::{List, Secret, Size, Time, expand, filled},
+    values::{List, Secret, Size, Time, expand, filled, veiled_args, veiled_url},
     wrong,
 };
 use crate::tool::{HttpToolSettings, McpSettings, McpTransport, ToolSettings};
@@ -39,7 +39,7 @@ pub(super) struct HttpToolTree {
     parameters: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "veiled_url")]
     url: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, Secret>,
@@ -56,11 +56,11 @@ pub(super) struct HttpToolTree {
 pub(super) struct McpTree {
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<PathBuf>,
-    #[serde(skip_serializing_if = "List::is_empty")]
+    #[serde(skip_serializing_if = "List::is_empty", serialize_with = "veiled_args")]
     args: List,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     env: BTreeMap<String, Secret>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "veiled_url")]
     url: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, Secret>,

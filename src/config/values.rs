@@ -8,6 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{ConfigError, wrong};
+use crate::tool::is_secret;
 
 /// A secret text with the variables in it that it names: `Bearer ${TOKEN}`.
 pub(super) fn expand(
@@ -55,6 +56,46 @@ impl<'de> Deserialize<'de> for Secret {
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(if self.0.expose_secret().is_empty() { "" } else { "***" })
+    }
+}
+
+/// An address as it may be shown: what its query says under the name of a key is masked, unless it is a place for a value.
+pub(super) fn veiled_url<S: Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let url = url.as_deref().unwrap_or_default();
+    let Some((before, query)) = url.split_once('?') else {
+        return serializer.serialize_str(url);
+    };
+    let pairs: Vec<_> = query.split('&').map(|pair| veiled(pair, is_secret)).collect();
+    serializer.serialize_str(&format!("{before}?{}", pairs.join("&")))
+}
+
+/// Arguments as they may be shown: `--api-key=…` and `--token …` are masked in the same way.
+pub(super) fn veiled_args<S: Serializer>(args: &List, serializer: S) -> Result<S::Ok, S::Error> {
+    let is_flag = |name: &str| name.starts_with('-') && is_secret(name);
+    let before = std::iter::once(None).chain(args.0.iter().map(Some));
+    let shown = before.zip(&args.0).map(|(before, arg)| match before {
+        Some(flag) if is_flag(flag) && !flag.contains('=') => mask(arg),
+        _ => veiled(arg, is_flag),
+    });
+    serializer.collect_seq(shown)
+}
+
+/// A `name=value`, the value masked if it has such a name.
+fn veiled(pair: &str, secret: impl Fn(&str) -> bool) -> String {
+    match pair.split_once('=') {
+        Some((name, value)) if secret(name) => format!("{name}={}", mask(value)),
+        _ => pair.to_owned(),
+    }
+}
+
+/// `***` for what is not just the place of a value, `${VARIABLE}` or `{argument}`.
+fn mask(value: &str) -> String {
+    let place = value.strip_prefix('$').unwrap_or(value);
+    let name = place.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    match name {
+        Some(name) if !name.contains(['{', '}']) => value.to_owned(),
+        _ if value.is_empty() => String::new(),
+        _ => "***".to_owned(),
     }
 }
 

@@ -233,7 +233,9 @@ fn not_a_place(url: &str) -> String {
     } else {
         ""
     };
-    format!("{url:?} is no place for files; it is file://PATH{clouds} or memory:")
+    // What has an @ may have a password before it.
+    let shown = if url.contains('@') { "this" } else { &format!("{url:?}") };
+    format!("{shown} is no place for files; it is file://PATH{clouds} or memory:")
 }
 
 /// Exactly `length` bytes: no more when the file grew, and an error, not an end, when it shrank.
@@ -397,6 +399,9 @@ mod tests {
             &format!("file://{}", file.path().display()),
         ] {
             assert!(Blobs::open(wrong, &[]).is_err(), "{wrong}");
+            let with_password = wrong.replace("://", "://me:secret@");
+            let told = Blobs::open(&with_password, &[]).err().unwrap_or_default();
+            assert!(!told.contains("secret") || wrong.starts_with("file:"), "{told}");
         }
         #[cfg(feature = "cloud")]
         {
