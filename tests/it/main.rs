@@ -26,6 +26,7 @@ mod front_door;
 #[cfg(feature = "jwt")]
 mod jwt;
 mod keys;
+mod safety;
 mod settings;
 mod walls;
 

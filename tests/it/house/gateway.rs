@@ -39,7 +39,7 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
             tables: vec![(String::new(), Vec::new())],
