@@ -18,6 +18,8 @@ const MAX_PATTERNS: usize = 500;
 const MAX_PATTERN: usize = 256 << 10;
 /// How large all of them may become together, each an equal share: `.{90}`, six bytes, becomes a tenth of a megabyte.
 const MAX_ALL_PATTERNS: usize = 8 << 20;
+/// How many subschemas times places it may take to say whether a value fits: a second, where each has to be tried at each.
+const MAX_WORK: usize = 200_000_000;
 /// How many subschemas times places it may take to say where a value does not fit: each can cost half a kilobyte.
 const MAX_EFFORT: usize = 200_000;
 /// Up to how many subschemas times places, and bytes of text, it is quick to say whether a value fits.
@@ -102,6 +104,10 @@ impl Schema {
     /// # Errors
     /// Where it does not, in words that a model can act on.
     pub fn admits(&self, value: &Value) -> Result<(), String> {
+        let work = self.weight.map(|weight| weight.saturating_mul(places(value)));
+        if work.is_some_and(|work| work > MAX_WORK) {
+            return Err("it is too large to be checked against such a schema".into());
+        }
         if self.validator.is_valid(value) {
             return Ok(());
         }
@@ -388,6 +394,10 @@ mod tests {
         let began = std::time::Instant::now();
         let why = schema.admits(&json!(vec![1; 20_000])).unwrap_err();
         assert!(why.contains("too much of it"), "{why}");
+        let alternatives = vec![json!({"type": "string"}); 3_000];
+        let schema = Schema::compile(&json!({"items": {"anyOf": alternatives}}), Recursion::Refused).unwrap();
+        let why = schema.admits(&json!(vec![1; 100_000])).unwrap_err();
+        assert!(why.contains("too large"), "{why}");
         let twice = json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]});
         let tree = json!({"properties": {"a": twice}, "required": ["b"]});
         let schema = Schema::compile(&tree, Recursion::Allowed).unwrap();
