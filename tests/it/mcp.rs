@@ -415,6 +415,7 @@ mod the_program {
         let servers = [("good", ""), ("bad", "stubborn"), ("ugly", "silent")];
         let mut program = started(&model, &file(&notes, &servers)).await;
         until_tools(&program, &["good_echo", "good_bare", "bad_echo", "bad_bare"]).await;
+        notes.noted("ugly", "pid ").await;
         let mut all = notes.processes("bad", "grandchild");
         all.extend(servers.iter().flat_map(|(name, _)| notes.processes(name, "pid")));
         assert_eq!(all.iter().filter(|process| runs(process)).count(), 4);
