@@ -160,7 +160,7 @@ mod tests {
     fn a_key_is_found_in_the_ways_that_servers_write_it() {
         let basic = format!("Basic {}", STANDARD.encode("ada:correct horse"));
         let secrets = Secrets::of([
-            &*format!("Bearer {}", &KEY[..16]),
+            &*["Bearer ", &KEY[..16]].concat(),
             KEY,
             &basic,
             "short",

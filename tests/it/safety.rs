@@ -259,11 +259,11 @@ async fn no_secret_is_in_anything_that_comes_out() {
                 .unwrap();
             let _ = write!(out, "{:?} {}", answer.headers().clone(), answer.text().await.unwrap());
         }
+        assert_eq!(told(&out), Vec::<&str>::new(), "in what a client is told");
         assert!(
             out.contains("[hidden]") && out.contains("repeats a key"),
             "the tools were not asked"
         );
-        assert_eq!(told(&out), Vec::<&str>::new(), "in what a client is told");
 
         // What a model is told: its own provider's key, in the header, and no other.
         let conversation: String = model
