@@ -19,8 +19,12 @@ pub struct Ask {
     pub every_us: u64,
     /// Microseconds from the request to the first write of tokens.
     pub first_us: u64,
-    /// Tokens (each an event and an HTTP chunk of its own) in one write, 1 to 64.
+    /// Events (each an HTTP chunk of its own) in one write, 1 to 64.
     pub per_write: u32,
+    /// Tokens in one event, 1 to 64; divides `tokens`.
+    pub per_event: u32,
+    /// Ask for the tool `slow` first, and let it take so many microseconds; 0: no tool.
+    pub tool_us: u64,
     /// After so many tokens say nothing more until the other side closes (at most a minute); 0: never.
     pub stall_after: u32,
     /// After so many tokens close the connection without an end, as a provider that dies; 0: never.
@@ -48,6 +52,8 @@ impl Ask {
             every_us: 0,
             first_us: 0,
             per_write: 1,
+            per_event: 1,
+            tool_us: 0,
             stall_after: 0,
             cut_after: 0,
         }
@@ -81,6 +87,8 @@ impl FromStr for Ask {
                 "every_us" => ask.every_us = u64::from(number),
                 "first_us" => ask.first_us = u64::from(number),
                 "per_write" => ask.per_write = number,
+                "per_event" => ask.per_event = number,
+                "tool_us" => ask.tool_us = u64::from(number),
                 "stall_after" => ask.stall_after = number,
                 "cut_after" => ask.cut_after = number,
                 _ => bail!("{name}: unknown"),
@@ -89,6 +97,11 @@ impl FromStr for Ask {
         ensure!(ask.stream < LIMIT, "stream: below {LIMIT}");
         ensure!((1..=LIMIT).contains(&ask.tokens), "tokens: 1 to {LIMIT}");
         ensure!((1..=64).contains(&ask.per_write), "per_write: 1 to 64");
+        ensure!((1..=64).contains(&ask.per_event), "per_event: 1 to 64");
+        ensure!(
+            ask.tokens.is_multiple_of(ask.per_event) && ask.cut_after.is_multiple_of(ask.per_event),
+            "per_event: has to divide tokens and cut_after"
+        );
         Ok(ask)
     }
 }
@@ -102,6 +115,8 @@ impl fmt::Display for Ask {
         )?;
         for (name, value, usual) in [
             ("per_write", u64::from(self.per_write), 1),
+            ("per_event", u64::from(self.per_event), 1),
+            ("tool_us", self.tool_us, 0),
             ("first_us", self.first_us, 0),
             ("stall_after", u64::from(self.stall_after), 0),
             ("cut_after", u64::from(self.cut_after), 0),
@@ -125,9 +140,11 @@ mod tests {
             Ask {
                 every_us: 2_000,
                 per_write: 4,
+                per_event: 10,
+                tool_us: 300,
                 first_us: 5,
                 stall_after: 7,
-                cut_after: 9,
+                cut_after: 10,
                 ..Ask::new(99_999, 100_000)
             },
         ] {
@@ -146,6 +163,7 @@ mod tests {
             "tokens=0",
             "stream=100000",
             "per_write=65",
+            "tokens=5 per_event=2",
         ] {
             assert!(Ask::find(&format!("bench {wrong}")).is_err(), "{wrong}");
         }

@@ -102,6 +102,65 @@ pub fn anonymous_kib(pid: u32) -> Result<u64> {
     field(&read(&format!("/proc/{pid}/status"))?, "RssAnon:").context("no RssAnon")
 }
 
+/// Memory of process `pid` that is its own, in KiB: [`anonymous_kib`] and what of it was swapped out.
+///
+/// # Errors
+/// When there is no such process.
+pub fn own_kib(pid: u32) -> Result<u64> {
+    let status = read(&format!("/proc/{pid}/status"))?;
+    let kib = |name| field(&status, name).with_context(|| format!("no {name}"));
+    Ok(kib("RssAnon:")? + kib("VmSwap:")?)
+}
+
+/// Threads of process `pid`.
+#[must_use]
+pub fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+/// One end of a TCP connection of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Socket {
+    /// The port at the other end.
+    pub peer: u16,
+    /// Neither end has closed it.
+    pub established: bool,
+    /// Bytes that wait in the kernel to be sent or to be acknowledged.
+    pub unsent: u64,
+}
+
+/// The ends of IPv4 connections that belong to whoever listens on `port`.
+///
+/// # Errors
+/// When `/proc/net/tcp` cannot be read.
+pub fn sockets(port: u16) -> Result<Vec<Socket>> {
+    const ESTABLISHED: &str = "01";
+    const LISTEN: &str = "0A";
+    let local = format!(":{port:04X}");
+    let file = read("/proc/net/tcp")?;
+    let ends = file.lines().skip(1).filter_map(|line| {
+        // sl local_address rem_address st tx_queue:rx_queue …
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (mine, theirs, state, queues) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        (mine.ends_with(&local) && state != LISTEN).then_some(Socket {
+            peer: u16::from_str_radix(theirs.rsplit(':').next()?, 16).ok()?,
+            established: state == ESTABLISHED,
+            unsent: u64::from_str_radix(queues.split(':').next()?, 16).ok()?,
+        })
+    });
+    Ok(ends.collect())
+}
+
+/// Open sockets of process `pid`.
+#[must_use]
+pub fn open_sockets(pid: u32) -> usize {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+    targets
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .count()
+}
+
 /// Open files of process `pid`.
 #[must_use]
 pub fn open_files(pid: u32) -> usize {
@@ -173,10 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_seen_from_the_listeners_side() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _accepted = listener.accept().unwrap();
+        let seen = Socket {
+            peer: client.local_addr().unwrap().port(),
+            established: true,
+            unsent: 0,
+        };
+        assert_eq!(sockets(port).unwrap(), [seen]);
+    }
+
+    #[test]
     fn this_process_can_be_read() {
         let me = std::process::id();
         assert!(used(me).unwrap().tasks > 0);
         assert!(anonymous_kib(me).unwrap() > 0);
+        assert!(own_kib(me).unwrap() >= 1);
+        assert!(threads(me) >= 1);
         assert!(open_files(me) > 2);
         assert!(core_busy(0).unwrap() > 0);
     }

@@ -178,7 +178,7 @@ impl Section {
 }
 
 /// The share of a core above which strangers spoil a row: tokens queue behind them, and queued tokens are cheaper.
-const STRANGERS: f64 = 0.1;
+pub(crate) const STRANGERS: f64 = 0.1;
 
 /// A spread that stands for its highest value: for promises, where one bad round is a bad round.
 #[must_use]

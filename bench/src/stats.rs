@@ -42,6 +42,10 @@ pub struct Outcome {
     pub others: Option<f64>,
     /// Anonymous memory per open stream in KiB, beyond the idle process; W3 only.
     pub kib_per_stream: Option<f64>,
+    /// The most memory of its own that the process had, in KiB; only where somebody watched.
+    pub peak_kib: Option<u64>,
+    /// The fewest heartbeats of an answer.
+    pub fewest_beats: Option<u64>,
 }
 
 impl Default for Outcome {
@@ -61,6 +65,8 @@ impl Default for Outcome {
             harness: 0.0,
             others: None,
             kib_per_stream: None,
+            peak_kib: None,
+            fewest_beats: None,
         }
     }
 }
@@ -78,6 +84,8 @@ impl Outcome {
         self.answers += 1;
         self.tokens += answer.delays.len() as u64;
         self.reads += answer.reads;
+        let fewest = self.fewest_beats.map_or(answer.beats, |beats| beats.min(answer.beats));
+        self.fewest_beats = Some(fewest);
         self.first.saturating_record(answer.first);
         self.whole.saturating_record(answer.whole);
         for &delay in &answer.delays {
@@ -143,6 +151,25 @@ pub fn millis(histogram: &Histogram<u64>, percentile: f64) -> Option<f64> {
     (!histogram.is_empty()).then(|| ratio(histogram.value_at_percentile(percentile), 1_000_000))
 }
 
+/// Half, ninety-nine of a hundred, and the slowest, in milliseconds: `1.02 / 3.10 / 12.40`.
+#[must_use]
+pub fn tail(histogram: &Histogram<u64>) -> String {
+    let at = |percentile| millis(histogram, percentile).map_or("–".into(), |ms| format!("{ms:.2}"));
+    [50.0, 99.0, 100.0].map(at).join(" / ")
+}
+
+/// The slope of a line through points that a few wild ones do not bend: the median of the slopes between any two (Theil
+/// and Sen). Nothing without two points apart.
+#[must_use]
+pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
+    let pairs = points
+        .iter()
+        .enumerate()
+        .flat_map(|(place, a)| points[place + 1..].iter().map(move |b| (b.0 - a.0, b.1 - a.1)));
+    let slopes = pairs.filter(|(along, _)| *along > 0.0).map(|(along, up)| up / along);
+    Spread::of(slopes).map(|spread| spread.median)
+}
+
 /// One number over the rounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
@@ -204,6 +231,14 @@ mod tests {
     }
 
     #[test]
+    fn a_slope_is_not_bent_by_one_wild_point() {
+        let mut points: Vec<(f64, f64)> = (0..20).map(|at| (f64::from(at), 3.0 * f64::from(at))).collect();
+        points[7].1 = 1_000.0;
+        assert!((slope(&points).unwrap() - 3.0).abs() < 1e-9);
+        assert_eq!(slope(&points[..1]), None);
+    }
+
+    #[test]
     fn an_outcome_counts_what_arrived() {
         let mut outcome = Outcome {
             wall: 2_000_000_000,
@@ -214,6 +249,7 @@ mod tests {
             whole: 3_000_000,
             delays: vec![500_000, 700_000],
             reads: 2,
+            beats: 0,
         });
         outcome.lose(&anyhow::anyhow!("gone"));
         assert_eq!((outcome.answers, outcome.lost, outcome.tokens), (1, 1, 2));

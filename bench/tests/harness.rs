@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sluicegate_bench::ask::Ask;
-use sluicegate_bench::client::Connection;
 use sluicegate_bench::client::door::Door;
+use sluicegate_bench::client::{Connection, Refused};
 use sluicegate_bench::clock::{Pacer, now};
 use sluicegate_bench::mock::Mock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -134,6 +134,45 @@ async fn text_answer(bytes: &'static str) -> anyhow::Result<usize> {
         .ask(Door::Text { store: false }, Ask::new(7, 1))
         .await?;
     Ok(answer.delays.len())
+}
+
+#[tokio::test]
+async fn a_refusal_says_when_to_come_back() {
+    let fault = text_answer("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")
+        .await
+        .unwrap_err();
+    let refused = fault.downcast_ref::<Refused>().unwrap();
+    assert_eq!((refused.status, refused.retry_after), (503, Some(7)));
+}
+
+#[tokio::test]
+async fn a_client_can_leave_at_a_time_of_its_own() {
+    let (mock, port) = mock().unwrap();
+    let ask = Ask {
+        first_us: 60_000_000,
+        ..Ask::new(11, 10)
+    };
+    let (seen, at) = (mock.watch(11), now() + 30 * MS);
+    let connection = Connection::open(port).await.unwrap();
+    let pacer = Pacer::start().unwrap();
+    let left = connection
+        .ask_and_leave_at(Door::OpenAi, ask, &pacer, at)
+        .await
+        .unwrap();
+    let seen = tokio::time::timeout(Duration::from_secs(5), seen)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(at <= left && left <= seen);
+}
+
+#[tokio::test]
+async fn the_tool_takes_as_long_as_it_is_told() {
+    let (_mock, port) = mock().unwrap();
+    let start = now();
+    let status = Connection::open(port).await.unwrap().get("/tool/20000").await.unwrap();
+    assert_eq!(status, 200);
+    assert!(now() - start >= 20 * MS);
 }
 
 #[tokio::test]

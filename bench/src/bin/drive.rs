@@ -11,13 +11,13 @@ use sluicegate_bench::machine::{self, Cores};
 use sluicegate_bench::mock::Mock;
 use sluicegate_bench::report::{Section, summary};
 use sluicegate_bench::subject::{Gateway, Nginx, Place};
-use sluicegate_bench::workload::{Alone, Bench, NAMES};
+use sluicegate_bench::workload::{Alone, Bench, LOADS, NAMES};
 
 /// Measures what a token costs in the gateway, beside nginx and beside nothing.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Workloads: w1 w1p w2 w3 w4 w5, or all.
+    /// Workloads: w1 w1p w2 w3 w4 w5 w6, or all of these; loads: l1 to l8 l11 l17, or load for all of these.
     #[arg(default_value = "all")]
     workloads: Vec<String>,
     /// How often each way is measured; medians and ranges are over these.
@@ -26,6 +26,12 @@ struct Arguments {
     /// One round, fewer and shorter streams: to see that it works, not to be quoted.
     #[arg(long)]
     quick: bool,
+    /// The loads as long as is promised: hours.
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// For how many seconds L5 churns, with each replay_window.
+    #[arg(long, value_name = "SECONDS")]
+    churn: Option<u64>,
     /// The gateway's release binary; without it only nginx and the direct way are measured.
     #[arg(long)]
     gateway: Option<PathBuf>,
@@ -89,6 +95,12 @@ async fn drive(arguments: Arguments, cores: Option<Cores>) -> Result<ExitCode> {
             "W3 needs 4,200 open files per process: ulimit -n"
         );
     }
+    if names.iter().any(|name| ["l2", "l7"].contains(name)) {
+        ensure!(
+            files.is_none_or(|files| files >= 12_000),
+            "L2 and L7 need 12,000 open files per process: ulimit -n"
+        );
+    }
     let pacer = Pacer::start()?;
     let mock = Mock::start(([127, 0, 0, 1], 0).into(), pacer.clone())?;
     let data = arguments.data.clone().unwrap_or_else(std::env::temp_dir);
@@ -107,6 +119,8 @@ async fn drive(arguments: Arguments, cores: Option<Cores>) -> Result<ExitCode> {
         redis: arguments.redis.clone(),
         rounds: if arguments.quick { 1 } else { arguments.rounds.into() },
         quick: arguments.quick,
+        full: arguments.full,
+        churn: arguments.churn.map(std::time::Duration::from_secs),
         per_write: arguments.per_write,
         alone: Alone::default(),
     };
@@ -159,19 +173,22 @@ impl Report {
 }
 
 fn workloads(asked: &[String]) -> Result<Vec<&'static str>> {
-    if asked.iter().any(|name| name == "all") {
-        return Ok(NAMES.to_vec());
-    }
     for name in asked {
         ensure!(
-            NAMES.contains(&name.as_str()),
-            "{name}: no such workload; there are {} and all",
-            NAMES.join(", ")
+            ["all", "load"]
+                .into_iter()
+                .chain(NAMES)
+                .chain(LOADS)
+                .any(|known| known == name),
+            "{name}: no such workload; there are {}, all (of these), {}, load (all of these)",
+            NAMES.join(", "),
+            LOADS.join(", ")
         );
     }
-    Ok(NAMES
-        .into_iter()
-        .filter(|name| asked.iter().any(|asked| asked == name))
+    let wanted = |group: &str, name: &str| asked.iter().any(|asked| asked == group || asked == name);
+    let names = NAMES.into_iter().filter(|name| wanted("all", name));
+    Ok(names
+        .chain(LOADS.into_iter().filter(|name| wanted("load", name)))
         .collect())
 }
 
@@ -189,6 +206,7 @@ fn gateway(arguments: &Arguments) -> Result<Option<Gateway>> {
     Ok(Some(Gateway {
         program,
         environment: pairs.collect::<Result<_>>()?,
+        settings: None,
     }))
 }
 

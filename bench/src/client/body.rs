@@ -21,6 +21,11 @@ pub trait Body {
 
     /// The tokens seen so far.
     fn check(&mut self) -> &mut Check;
+
+    /// The heartbeats seen so far.
+    fn beats(&self) -> u64 {
+        0
+    }
 }
 
 /// `/chat/stream`: nothing but the answer.

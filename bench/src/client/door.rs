@@ -33,6 +33,12 @@ impl Door {
     /// The bytes of a request, head and body.
     #[must_use]
     pub fn request(self, ask: Ask) -> Vec<u8> {
+        self.request_with(ask, "", "")
+    }
+
+    /// The same with more headers (whole lines) and, of the gateway's doors, more fields (each with its comma before).
+    #[must_use]
+    pub fn request_with(self, ask: Ask, headers: &str, fields: &str) -> Vec<u8> {
         let path = match self {
             Self::OpenAi | Self::OpenAiWhole => "/v1/chat/completions",
             Self::Sse { .. } => "/chat/sse",
@@ -48,12 +54,12 @@ impl Door {
             Self::OpenAi => openai(r#","stream":true,"stream_options":{"include_usage":true}"#),
             Self::OpenAiWhole => openai(""),
             Self::Sse { store } | Self::Text { store } | Self::Whole { store } => {
-                format!(r#"{{"message":"{ask}","store":{store}}}"#)
+                format!(r#"{{"message":"{ask}","store":{store}{fields}}}"#)
             }
         };
         format!(
             "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAccept: */*\r\n\
-             Content-Length: {}\r\n\r\n{body}",
+             {headers}Content-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .into_bytes()

@@ -47,6 +47,7 @@ struct Frames {
     id: Vec<u8>,
     done: bool,
     now: u64,
+    beats: u64,
 }
 
 impl Ours {
@@ -63,6 +64,7 @@ impl Ours {
             id: Vec::new(),
             done: false,
             now: 0,
+            beats: 0,
         };
         Self {
             lines: Lines::default(),
@@ -89,6 +91,10 @@ impl Body for Ours {
     fn check(&mut self) -> &mut Check {
         &mut self.frames.check
     }
+
+    fn beats(&self) -> u64 {
+        self.frames.beats
+    }
 }
 
 impl Frames {
@@ -110,6 +116,7 @@ impl Frames {
         } else if let Some(rest) = line.strip_prefix(b"event: ") {
             self.event = rest.to_vec();
         } else {
+            self.beats += u64::from(line == b": hb");
             let other = line.starts_with(b":") || line.starts_with(b"retry: ");
             ensure!(other, "a line of no known field: {:?}", String::from_utf8_lossy(line));
         }

@@ -35,6 +35,7 @@ struct Inner {
     pacer: Pacer,
     watched: Mutex<HashMap<u32, oneshot::Sender<u64>>>,
     streaming: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 /// How a stream of the mock ended.
@@ -60,6 +61,7 @@ impl Mock {
             pacer,
             watched: Mutex::default(),
             streaming: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
         }));
         tokio::spawn(mock.clone().accept(listener));
         Ok(mock)
@@ -71,7 +73,13 @@ impl Mock {
         self.0.address
     }
 
-    /// Answers being written right now.
+    /// Connections that are open, idle ones too.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::Relaxed)
+    }
+
+    /// Answers being written right now, and tools at work.
     #[must_use]
     pub fn streaming(&self) -> usize {
         self.0.streaming.load(Ordering::Relaxed)
@@ -94,7 +102,10 @@ impl Mock {
                 Ok((socket, _)) => {
                     let mock = self.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = mock.connection(socket).await {
+                        mock.0.connections.fetch_add(1, Ordering::Relaxed);
+                        let outcome = mock.connection(socket).await;
+                        mock.0.connections.fetch_sub(1, Ordering::Relaxed);
+                        if let Err(error) = outcome {
                             eprintln!("mock: {error:#}");
                         }
                     });
@@ -111,6 +122,15 @@ impl Mock {
         socket.set_nodelay(true)?;
         let mut inbox = Inbox::default();
         while let Some(request) = inbox.next(&mut socket).await? {
+            if let Some(us) = request.line.strip_prefix("GET /tool/") {
+                self.0.streaming.fetch_add(1, Ordering::Relaxed);
+                let gone = self.tool(&mut socket, us.parse()?).await;
+                self.0.streaming.fetch_sub(1, Ordering::Relaxed);
+                if gone? {
+                    return Ok(());
+                }
+                continue;
+            }
             if !request.line.ends_with("/chat/completions") {
                 socket
                     .write_all(&wire::refusal("404 Not Found", "only /v1/chat/completions"))
@@ -125,6 +145,9 @@ impl Mock {
                     socket
                         .write_all(&wire::refusal("400 Bad Request", &format!("{error:#}")))
                         .await?
+                }
+                Ok((ask, completion)) if ask.tool_us > 0 && completion.stream && !completion.has_result() => {
+                    socket.write_all(&wire::tool_call(&ask)).await?;
                 }
                 Ok((ask, completion)) if completion.stream => {
                     self.0.streaming.fetch_add(1, Ordering::Relaxed);
@@ -149,9 +172,20 @@ impl Mock {
         Ok(())
     }
 
+    /// The tool `slow`; whether the other side left before it was done.
+    async fn tool(&self, socket: &mut TcpStream, us: u64) -> io::Result<bool> {
+        tokio::select! {
+            biased;
+            () = self.0.pacer.until(now() + us * 1_000) => {}
+            () = hung_up(socket) => return Ok(true),
+        }
+        socket.write_all(&wire::tool_result()).await?;
+        Ok(false)
+    }
+
     /// One streamed answer; an error is the other side's leaving.
     async fn answer(&self, socket: &mut TcpStream, ask: Ask, include_usage: bool) -> io::Result<Ending> {
-        let mut events = wire::Events::new(ask.stream, ask.per_write);
+        let mut events = wire::Events::new(&ask);
         let mut due = now() + ask.first_us * 1_000;
         socket.write_all(&events.opening()).await?;
         let mut number = 0;
@@ -169,14 +203,14 @@ impl Mock {
                     () = hung_up(socket) => return Ok(Ending::Gone),
                 }
             }
-            let mut count = ask.per_write.min(ask.tokens - number);
+            let mut count = (ask.per_write * ask.per_event).min(ask.tokens - number);
             if ask.cut_after > 0 {
                 count = count.min(ask.cut_after - number);
             }
             socket.write_all(events.tokens(number, count, now())).await?;
             number += count;
             due += ask.every_us * 1_000;
-            if number == ask.cut_after {
+            if ask.cut_after > 0 && number >= ask.cut_after {
                 return Ok(Ending::Cut);
             }
         }

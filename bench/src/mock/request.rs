@@ -130,6 +130,13 @@ impl Completion {
         }
     }
 
+    /// Whether a tool has answered since the user spoke.
+    #[must_use]
+    pub(super) fn has_result(&self) -> bool {
+        let since = self.messages.iter().rev().take_while(|message| message.role != "user");
+        since.into_iter().any(|message| message.role == "tool")
+    }
+
     /// Whether the stream ends with a chunk of usage.
     #[must_use]
     pub(super) fn include_usage(&self) -> bool {

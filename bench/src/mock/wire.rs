@@ -3,6 +3,7 @@
 //! The fields and their order are those of a real `chat.completion.chunk` (seen 2026), so that a relay parses
 //! what it would parse in earnest; about 330 bytes a token with HTTP's chunk frame.
 
+use crate::ask::Ask;
 use crate::token::{LEN, Token};
 
 /// The answer's head; what follows is chunked.
@@ -22,15 +23,19 @@ pub(super) struct Events {
     ready: Vec<u8>,
     /// Bytes of one token chunk, frame and all.
     one: usize,
-    /// Where the token's digits begin in each.
+    /// Where the tokens' digits begin in each.
     at: usize,
+    /// Tokens in each.
+    per_event: usize,
 }
 
 impl Events {
-    /// For one answer that puts `per_write` tokens into one write.
+    /// For one answer.
     #[must_use]
-    pub(super) fn new(stream: u32, per_write: u32) -> Self {
-        let place = "#".repeat(LEN);
+    pub(super) fn new(ask: &Ask) -> Self {
+        let Ask { stream, per_write, .. } = *ask;
+        let per_event = ask.per_event as usize;
+        let place = "#".repeat(LEN * per_event);
         let one = framed(&event(stream, &format!(r#"{{"content":"{place}"}}"#), "null"));
         let at = one.find('#').unwrap_or(0);
         Self {
@@ -38,6 +43,7 @@ impl Events {
             ready: one.repeat(per_write as usize).into_bytes(),
             one: one.len(),
             at,
+            per_event,
         }
     }
 
@@ -52,18 +58,21 @@ impl Events {
         format!("{STREAM_HEAD}{}", framed(&role)).into_bytes()
     }
 
-    /// The next `count` tokens from `number` on, stamped with `sent`.
+    /// The next `count` tokens (whole events) from `number` on, stamped with `sent`.
     pub(super) fn tokens(&mut self, number: u32, count: u32, sent: u64) -> &[u8] {
-        let count = (count as usize).min(self.ready.len() / self.one);
-        for (chunk, number) in self.ready.chunks_exact_mut(self.one).zip(number..).take(count) {
+        let events = (count as usize / self.per_event).min(self.ready.len() / self.one);
+        let (at, per_event) = (self.at, self.per_event);
+        let places = self.ready.chunks_exact_mut(self.one).take(events);
+        let places = places.flat_map(|chunk| chunk[at..].chunks_exact_mut(LEN).take(per_event));
+        for (place, number) in places.zip(number..) {
             Token {
                 stream: self.stream,
                 number,
                 sent,
             }
-            .write(&mut chunk[self.at..]);
+            .write(place);
         }
-        &self.ready[..count * self.one]
+        &self.ready[..events * self.one]
     }
 
     /// The finish, the usage if asked for, `[DONE]` and HTTP's last chunk: one write, as providers do it.
@@ -81,6 +90,27 @@ impl Events {
         all += "0\r\n\r\n";
         all.into_bytes()
     }
+}
+
+/// A streamed answer that asks for the tool `slow`, and nothing else.
+#[must_use]
+pub(super) fn tool_call(ask: &Ask) -> Vec<u8> {
+    let (stream, us) = (ask.stream, ask.tool_us);
+    let call = format!(
+        r#"{{"role":"assistant","content":null,"tool_calls":[{{"index":0,"id":"call_{stream}","type":"function","function":{{"name":"slow","arguments":"{{\"us\":{us}}}"}}}}]}}"#
+    );
+    let mut all = STREAM_HEAD.to_owned();
+    all += &framed(&event(stream, &call, "null"));
+    all += &framed(&event(stream, "{}", r#""tool_calls""#));
+    all += &framed("data: [DONE]\n\n");
+    all += "0\r\n\r\n";
+    all.into_bytes()
+}
+
+/// What the tool `slow` says.
+#[must_use]
+pub(super) fn tool_result() -> Vec<u8> {
+    json("200 OK", r#"{"waited":true}"#)
 }
 
 /// A whole answer, for a client that did not ask for a stream.
@@ -146,8 +176,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_event_may_carry_several_tokens() {
+        let ask = Ask {
+            per_event: 2,
+            ..Ask::new(17, 4)
+        };
+        let bytes = String::from_utf8(Events::new(&ask).tokens(2, 2, 6).to_vec()).unwrap();
+        let both = r#"{"content":" 00017:00002:000000000000000006 00017:00003:000000000000000006"}"#;
+        assert!(bytes.contains(both), "{bytes}");
+    }
+
+    #[test]
     fn every_event_is_json_and_carries_its_token() {
-        let mut events = Events::new(17, 2);
+        let ask = Ask {
+            per_write: 2,
+            ..Ask::new(17, 3)
+        };
+        let mut events = Events::new(&ask);
         let mut text = String::from_utf8(events.opening()).unwrap();
         text += std::str::from_utf8(events.tokens(0, 2, 5)).unwrap();
         text += std::str::from_utf8(events.tokens(2, 1, 6)).unwrap();

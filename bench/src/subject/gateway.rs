@@ -13,9 +13,23 @@ pub struct Gateway {
     pub program: PathBuf,
     /// `NAME=VALUE` pairs for its environment, after the bench's own.
     pub environment: Vec<(String, String)>,
+    /// The text of a file of settings, where the environment cannot say it.
+    pub settings: Option<String>,
 }
 
 impl Gateway {
+    /// The same with more settings.
+    #[must_use]
+    pub fn with(&self, pairs: &[(&str, &str)]) -> Self {
+        let mut other = self.clone();
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        // What was asked for at the command line stays the last word.
+        other.environment.splice(0..0, pairs);
+        other
+    }
+
     /// Starts it against the mock and waits for `GET /readyz`.
     ///
     /// # Errors
@@ -39,6 +53,11 @@ impl Gateway {
             )
             .env("SLUICEGATE__LOG__FILTER", "warn")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(settings) = &self.settings {
+            let file = folder.path().join("sluicegate.toml");
+            std::fs::write(&file, settings)?;
+            command.env("SLUICEGATE_CONFIG", file);
+        }
         Subject::start("gateway", command, port, folder, "/readyz").await
     }
 }

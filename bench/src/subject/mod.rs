@@ -96,9 +96,25 @@ impl Subject {
     ///
     /// # Errors
     /// When it did not end in time, or not with 0.
-    pub async fn stop(mut self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
+        self.tell_to_stop()?;
+        self.ended().await
+    }
+
+    /// SIGTERM.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn tell_to_stop(&self) -> Result<()> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("pid")?;
-        kill_process(pid, Signal::TERM)?;
+        Ok(kill_process(pid, Signal::TERM)?)
+    }
+
+    /// Waits for the end of a child that was told to stop.
+    ///
+    /// # Errors
+    /// When it did not end in time, or not with 0.
+    pub async fn ended(mut self) -> Result<()> {
         match tokio::time::timeout(END, self.child.wait()).await {
             Ok(status) if status.as_ref().is_ok_and(std::process::ExitStatus::success) => Ok(()),
             Ok(status) => bail!("{} ended with {}: {}", self.name, status?, self.last_words()),

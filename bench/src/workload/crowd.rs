@@ -10,8 +10,8 @@ use crate::client::door::Door;
 use crate::client::{Answer, Connection};
 use crate::clock::{Pacer, nanos, now};
 use crate::machine::Cores;
-use crate::procfs::{Cpu, Used, core_busy, used};
-use crate::stats::{Outcome, ratio};
+use crate::scales::Scales;
+use crate::stats::Outcome;
 use crate::token::LIMIT;
 
 /// Every answer of a process of the driver has a stream number of its own (until they wrap).
@@ -118,24 +118,13 @@ impl Crowd {
 
     /// The same, and what the process `pid`, the harness and strangers on their cores used meanwhile.
     pub(super) async fn measure(&mut self, wave: Wave, pid: Option<u32>, cores: Option<Cores>) -> Outcome {
-        let me = std::process::id();
-        let watched = cores.map(|cores| busy(cores, pid));
-        let own = used(me).ok();
-        let before = pid.and_then(|pid| used(pid).ok());
-        let start = now();
+        let scales = Scales::set(pid, cores);
         let mut outcome = self.run(wave).await;
-        let took = now() - start;
-        let since = |pid, before: Option<Used>| Some(used(pid).ok()?.since(before?));
+        let weight = scales.read();
         // A process that is gone has no figures; its answers are lost, and that is counted.
-        outcome.cpu = pid.and_then(|pid| since(pid, before));
-        let harness = since(me, own).map_or(0, Cpu::total);
-        outcome.harness = ratio(harness, took);
-        if let (Some(cores), Some(before)) = (cores, watched) {
-            let known = [harness, outcome.cpu.map_or(0, Cpu::total)];
-            let strangers = (busy(cores, pid).into_iter().zip(before).zip(known))
-                .filter_map(|((after, before), known)| Some(after?.saturating_sub(before?).saturating_sub(known)));
-            outcome.others = strangers.max().map(|strangers| ratio(strangers, took));
-        }
+        outcome.cpu = weight.cpu;
+        outcome.harness = weight.harness;
+        outcome.others = weight.others;
         outcome
     }
 
@@ -151,12 +140,6 @@ impl Crowd {
             ..Outcome::default()
         }
     }
-}
-
-/// Nanoseconds for which the harness's core and the subject's were busy so far; strangers on the latter do no harm
-/// when there is no subject.
-fn busy(cores: Cores, subject: Option<u32>) -> [Option<u64>; 2] {
-    [core_busy(cores.harness), subject.and_then(|_| core_busy(cores.subject))]
 }
 
 /// Nanoseconds after which the client at `place` begins: `step` apart on average, off the grid by a fraction that

@@ -1,6 +1,18 @@
 //! The workloads of the bench, one file each, and what they share: the ways to ask, the rounds, the context.
 
+mod arrivals;
 mod crowd;
+mod figures;
+mod l1;
+mod l11;
+mod l17;
+mod l2;
+mod l3;
+mod l4;
+mod l5;
+mod l6;
+mod l7;
+mod l8;
 mod w1;
 mod w1p;
 mod w2;
@@ -25,6 +37,9 @@ use crowd::{Crowd, Wave};
 /// The workloads' names, in the order in which they run.
 pub const NAMES: [&str; 7] = ["w1", "w1p", "w2", "w3", "w4", "w5", "w6"];
 
+/// The loads' names: what is held under many, slow, leaving and hostile clients.
+pub const LOADS: [&str; 10] = ["l1", "l2", "l3", "l4", "l5", "l6", "l7", "l8", "l11", "l17"];
+
 /// What every workload needs.
 pub struct Bench {
     /// The upstream, in this process.
@@ -45,6 +60,10 @@ pub struct Bench {
     pub rounds: usize,
     /// Fewer and shorter streams: to see that everything works, not to be quoted.
     pub quick: bool,
+    /// The loads for as long as is promised, not for as long as somebody waits.
+    pub full: bool,
+    /// How long L5 churns, if somebody says so.
+    pub churn: Option<Duration>,
     /// Tokens per write of the mock in W1.
     pub per_write: u32,
     /// What the harness reaches with nobody in between.
@@ -193,7 +212,17 @@ impl Bench {
             "w4" => w4::run(self).await,
             "w5" => w5::run(self).await,
             "w6" => w6::run(self).await,
-            _ => anyhow::bail!("{name}: no such workload; there are {}", NAMES.join(", ")),
+            "l1" => l1::run(self).await,
+            "l2" => l2::run(self).await,
+            "l3" => l3::run(self).await,
+            "l4" => l4::run(self).await,
+            "l5" => l5::run(self).await,
+            "l6" => l6::run(self).await,
+            "l7" => l7::run(self).await,
+            "l8" => l8::run(self).await,
+            "l11" => l11::run(self).await,
+            "l17" => l17::run(self).await,
+            _ => anyhow::bail!("{name}: no such workload"),
         }
         .with_context(|| name.to_owned())
     }
@@ -227,6 +256,22 @@ impl Bench {
             outcome.faults.join("; ")
         );
         Ok(outcome)
+    }
+
+    /// So many seconds: quick, as usual, in full.
+    fn seconds(&self, [quick, usual, full]: [u64; 3]) -> Duration {
+        Duration::from_secs(if self.quick {
+            quick
+        } else if self.full {
+            full
+        } else {
+            usual
+        })
+    }
+
+    /// The gateway, for loads that measure nothing else.
+    fn subject(&self) -> Result<&Gateway> {
+        self.gateway.as_ref().context("there is no gateway to be measured")
     }
 
     fn crowd(&self, port: u16, door: Door, clients: usize) -> Crowd {
