@@ -238,7 +238,7 @@ impl Runs {
         match error {
             None => run.end(ended, Event::Done(Box::new(done))),
             Some(error) => {
-                ended.partial = Some(Box::new(done));
+                ended.partial = Some(Box::new(run.log.keep(done)));
                 run.end(ended, Event::Failed(error));
             }
         }

@@ -135,12 +135,12 @@ impl Runs {
     /// been mirrored.
     async fn follow_ended(&self, fleet: &Fleet, record: RunRecord, after: Option<u64>) -> Result<Follow, Error> {
         let shadow = fleet.shadow(&record).await?;
-        if shadow.log.last_event(|_| ()).is_none() {
+        if !shadow.log.concluded() {
             fleet.catch_up(&shadow).await?;
         }
         // A gateway that died may have told its own readers more than it could mirror.
         let died = record.status == RunStatus::Interrupted && last_words(&record).is_none();
-        if shadow.log.last_event(|_| ()).is_some() && !(died && after > shadow.log.last_seq()) {
+        if shadow.log.concluded() && !(died && after > shadow.log.last_seq()) {
             return follow_shadow(shadow, after).await;
         }
         let (known, next) = (shadow.log.next_seq(), after.map_or(0, |after| after + 1));
@@ -274,9 +274,7 @@ async fn follow_shadow(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Erro
         Some(_) if after > run.log.last_seq() && run.log.ended() => Err(not_all_there()),
         Some(_) if after > run.log.last_seq() => Err(out_of_sight()),
         // Its log broke off, and what there is of it is known: nobody shall come back for nothing.
-        after if after == run.log.last_seq() && run.log.ended() && run.log.last_event(|_| ()).is_none() => {
-            Err(out_of_sight())
-        }
+        after if after == run.log.last_seq() && run.log.ended() && !run.log.concluded() => Err(out_of_sight()),
         after => follow_log(run, after),
     }
 }
@@ -295,7 +293,7 @@ fn last_words(record: &RunRecord) -> Option<(u64, Event)> {
 }
 
 fn follow_log(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Error> {
-    let (ended, last) = (run.log.last_event(|_| ()).is_some(), run.log.last_seq());
+    let (ended, last) = (run.log.concluded(), run.log.last_seq());
     match after {
         Some(_) if after > last => Err(ahead()),
         Some(_) if ended && after == run.log.last_seq() => Ok(Follow::Nothing),
@@ -320,7 +318,9 @@ fn glance_at(run: &Run) -> Glance {
         last_seq: run.log.last_seq(),
         usage: ended.and_then(|ended| ended.usage.clone()),
         error: None,
-        done: ended.and_then(|ended| ended.partial.clone()),
+        done: ended
+            .and_then(|ended| ended.partial.as_deref())
+            .map(|partial| Box::new(run.log.whole(partial))),
         metadata: run.metadata.clone(),
     };
     if let Some(done) = &glance.done {

@@ -5,6 +5,7 @@
 //! `max_output`, so a slow reader costs nothing but its own place.
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -18,12 +19,15 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::Run;
 use crate::{
-    chat::Event,
+    chat::{Done, Event, Role},
     error::{Error, ErrorCode},
 };
 
 /// What an entry costs beside its text, in bytes: an estimate, for the limit of all logs together.
 const ENTRY: usize = size_of::<Entry>();
+
+/// What a run costs beside what it said, in bytes, as long as its log is held: an estimate, as measured.
+const RUN: usize = 3 << 10;
 
 /// An event as a reader sees it: borrowed from the log.
 #[derive(Clone, Copy, Debug)]
@@ -68,9 +72,83 @@ struct Shelf {
 
 #[derive(Debug)]
 enum Entry {
-    Text { from: u32, to: u32 },
-    Reasoning { from: u32, to: u32 },
+    Text {
+        from: u32,
+        to: u32,
+    },
+    Reasoning {
+        from: u32,
+        to: u32,
+    },
     Other(Box<Event>),
+    /// `done`, without the words that the log has already.
+    Done(Box<Lean>),
+}
+
+impl Entry {
+    fn is_last(&self) -> bool {
+        match self {
+            Self::Text { .. } | Self::Reasoning { .. } => false,
+            Self::Other(event) => event.is_last(),
+            Self::Done(_) => true,
+        }
+    }
+}
+
+/// What a run came to, with its words left where the log has them: an answer is long, and is kept for a while.
+#[derive(Clone, Debug)]
+pub struct Lean {
+    done: Done,
+    /// Whether the content is the log's text.
+    content: bool,
+    /// Which messages are which part of it.
+    messages: Vec<(usize, Range<usize>)>,
+}
+
+impl Lean {
+    /// Leaves out what stands in `text`.
+    fn of(mut done: Done, text: &str) -> Self {
+        let (mut messages, mut at) = (Vec::new(), 0);
+        for (place, message) in done.answer.messages.iter_mut().enumerate() {
+            if message.role == Role::Assistant && text[at..].starts_with(&message.content) {
+                let words = at..at + message.content.len();
+                at = words.end;
+                message.content = String::new();
+                messages.push((place, words));
+            }
+        }
+        let content = done.answer.content == text;
+        if content {
+            done.answer.content = String::new();
+        }
+        Self {
+            done,
+            content,
+            messages,
+        }
+    }
+
+    /// All of it again.
+    fn whole(&self, text: &str) -> Done {
+        let mut done = self.done.clone();
+        if self.content {
+            text.clone_into(&mut done.answer.content);
+        }
+        for (place, words) in &self.messages {
+            text[words.clone()].clone_into(&mut done.answer.messages[*place].content);
+        }
+        done
+    }
+
+    /// What it holds, in bytes: an estimate.
+    fn size(&self) -> usize {
+        let messages = self.done.answer.messages.iter();
+        let messages = messages.map(|message| {
+            let calls = message.tool_calls.iter().map(|call| members(&call.arguments));
+            message.content.len() + calls.sum::<usize>()
+        });
+        self.done.answer.content.len() + messages.sum::<usize>() + data_size(&self.done)
+    }
 }
 
 /// A reader's place in the waiting room.
@@ -97,8 +175,10 @@ impl Log {
         let shelf = Shelf {
             first,
             vacant: Some(Instant::now()),
+            bytes: RUN,
             ..Shelf::default()
         };
+        held.fetch_add(RUN, Ordering::Relaxed);
         Self {
             shelf: Mutex::new(shelf),
             vacated: Notify::new(),
@@ -120,6 +200,12 @@ impl Log {
         }
         self.held.fetch_add(shelf.bytes - before, Ordering::Relaxed);
         let ended = shelf.ended;
+        if ended {
+            // It is kept for a while, and will not grow.
+            shelf.text.shrink_to_fit();
+            shelf.thoughts.shrink_to_fit();
+            shelf.entries.shrink_to_fit();
+        }
         for seat in &mut shelf.readers {
             if (ended || seat.interest == Interest::Every)
                 && let Some(waker) = seat.waker.take()
@@ -127,6 +213,20 @@ impl Log {
                 waker.wake(); // only queues the reader's task; it does not run here
             }
         }
+    }
+
+    /// What is to be kept beside the log for as long as the log is: how far a run got that did not complete. It counts.
+    pub(super) fn keep(&self, partial: Done) -> Lean {
+        let mut shelf = self.shelf();
+        let lean = Lean::of(partial, &shelf.text);
+        shelf.bytes += lean.size();
+        self.held.fetch_add(lean.size(), Ordering::Relaxed);
+        lean
+    }
+
+    /// What was kept.
+    pub(super) fn whole(&self, kept: &Lean) -> Done {
+        kept.whole(&self.shelf().text)
     }
 
     /// The number of the last event; `None` for an empty log.
@@ -159,12 +259,13 @@ impl Log {
             if bytes > limit {
                 return (events, true);
             }
-            events.push(match shelf.view(at) {
+            let event = shelf.look(at, |view| match view {
                 View::Text { text, .. } => Event::Text(text.to_owned()),
                 View::Reasoning(text) => Event::Reasoning(text.to_owned()),
                 View::Other(event) => event.clone(),
             });
-            bytes += events.last().map_or(0, size);
+            bytes += size(&event);
+            events.push(event);
         }
         (events, false)
     }
@@ -195,11 +296,14 @@ impl Log {
 
     /// Gives the last event to `look`, if the log has ended with one.
     pub fn last_event<T>(&self, look: impl FnOnce(&Event) -> T) -> Option<T> {
-        let shelf = self.shelf();
-        match shelf.entries.last() {
-            Some(Entry::Other(event)) if event.is_last() => Some(look(event)),
-            _ => None,
-        }
+        let last = self.shelf().last();
+        last.map(|event| look(&event))
+    }
+
+    /// Whether there is a last event.
+    #[must_use]
+    pub fn concluded(&self) -> bool {
+        self.shelf().entries.last().is_some_and(Entry::is_last)
     }
 
     /// Whether it begins as a run's does; if not, the run came to nothing. `None` while it is empty.
@@ -207,7 +311,7 @@ impl Log {
     pub fn begun(&self) -> Option<bool> {
         let shelf = self.shelf();
         let first = shelf.entries.first()?;
-        Some(!matches!(first, Entry::Other(event) if event.is_last()))
+        Some(!first.is_last())
     }
 
     /// Since when nobody reads; `None` while somebody does.
@@ -254,6 +358,11 @@ impl Shelf {
         self.ended = event.is_last();
         // Offsets fit: the configuration bounds an answer far below 4 GiB.
         let entry = match event {
+            Event::Done(done) => {
+                let lean = Lean::of(*done, &self.text);
+                self.bytes += lean.size();
+                Entry::Done(Box::new(lean))
+            }
             Event::Text(text) => {
                 let from = self.text.len() as u32;
                 self.text.push_str(&text);
@@ -281,14 +390,24 @@ impl Shelf {
         self.entries.push(entry);
     }
 
-    fn view(&self, at: usize) -> View<'_> {
+    fn look<T>(&self, at: usize, look: impl FnOnce(View<'_>) -> T) -> T {
         match &self.entries[at] {
-            Entry::Text { from, to } => View::Text {
+            Entry::Text { from, to } => look(View::Text {
                 text: &self.text[*from as usize..*to as usize],
                 after_cr: *from > 0 && self.text.as_bytes()[*from as usize - 1] == b'\r',
-            },
-            Entry::Reasoning { from, to } => View::Reasoning(&self.thoughts[*from as usize..*to as usize]),
-            Entry::Other(event) => View::Other(event),
+            }),
+            Entry::Reasoning { from, to } => look(View::Reasoning(&self.thoughts[*from as usize..*to as usize])),
+            Entry::Other(event) => look(View::Other(event)),
+            Entry::Done(lean) => look(View::Other(&Event::Done(Box::new(lean.whole(&self.text))))),
+        }
+    }
+
+    /// The last event, if there is one.
+    fn last(&self) -> Option<Event> {
+        match self.entries.last().filter(|entry| entry.is_last())? {
+            Entry::Done(lean) => Some(Event::Done(Box::new(lean.whole(&self.text)))),
+            Entry::Other(event) => Some((**event).clone()),
+            Entry::Text { .. } | Entry::Reasoning { .. } => None,
         }
     }
 }
@@ -308,15 +427,17 @@ fn size(event: &Event) -> usize {
         Event::Text(text) | Event::Reasoning(text) => text.len(),
         Event::ToolCall(call) => members(&call.arguments),
         Event::ToolResult(result) => result.content.len(),
-        // The answer stands there as the content and as messages, and so do calls and their results.
-        Event::Done(done) => {
-            let answer = &done.answer;
-            let calls = answer.tool_calls.iter();
-            let calls: usize = calls.map(|call| call.result.len() + members(&call.arguments)).sum();
-            2 * (answer.content.len() + calls) + answer.structured_data.as_ref().map_or(0, held)
-        }
+        Event::Done(done) => 2 * done.answer.content.len() + data_size(done),
         _ => 0,
     }
+}
+
+/// What a result holds beside what the model said: calls and their results (which stand there as messages, too), and data.
+fn data_size(done: &Done) -> usize {
+    let answer = &done.answer;
+    let calls = answer.tool_calls.iter();
+    let calls: usize = calls.map(|call| call.result.len() + members(&call.arguments)).sum();
+    calls + answer.structured_data.as_ref().map_or(0, held)
 }
 
 /// What a value holds, in bytes.
@@ -384,7 +505,7 @@ impl Reader {
         }
         let mut go_on = true;
         while go_on && at < shelf.entries.len() {
-            go_on = each(shelf.first + at as u64, shelf.view(at));
+            go_on = shelf.look(at, |view| each(shelf.first + at as u64, view));
             at += 1;
         }
         self.next = shelf.first + at as u64;
@@ -395,10 +516,10 @@ impl Reader {
     pub async fn last(&mut self) -> Event {
         std::future::poll_fn(|cx| {
             let mut shelf = self.run.log.shelf();
-            match shelf.entries.last() {
-                Some(Entry::Other(event)) if event.is_last() => return Poll::Ready((**event).clone()),
-                _ if shelf.ended => return Poll::Ready(Event::Failed(out_of_sight())),
-                _ => {}
+            match shelf.last() {
+                Some(event) => return Poll::Ready(event),
+                None if shelf.ended => return Poll::Ready(Event::Failed(out_of_sight())),
+                None => {}
             }
             if let Some(seat) = shelf.readers.iter_mut().find(|seat| seat.id == self.seat) {
                 seat.waker = Some(cx.waker().clone());
@@ -420,7 +541,64 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::chat::ToolCallMade;
+    use std::collections::BTreeMap;
+
+    use crate::chat::{Answer, Message, RunId, ToolCallMade, Usage};
+
+    /// What a run with a tool came to that said `content` over two rounds.
+    fn done(content: &str) -> Done {
+        let messages = vec![
+            Message::user("Hi", Vec::new()),
+            Message::assistant("Let me see. ", Vec::new()),
+            Message::tool("c", "Sun"),
+            Message::assistant("It is sunny.", Vec::new()),
+        ];
+        Done {
+            answer: Answer {
+                run_id: RunId::new(),
+                session_id: None,
+                agent: "a".into(),
+                model: "m".into(),
+                content: content.into(),
+                finish_reason: None,
+                usage: Usage::default(),
+                rounds: 2,
+                tool_calls: Vec::new(),
+                structured_data: None,
+                artifact_files: Vec::new(),
+                messages,
+                metadata: BTreeMap::new(),
+            },
+            duration_ms: 1,
+            first_token_ms: None,
+            history_truncated: false,
+            repaired: false,
+        }
+    }
+
+    #[test]
+    fn an_answer_is_held_once_and_told_whole() {
+        let said = "Let me see. It is sunny.";
+        for content in [said, "It was mended."] {
+            let held = Arc::default();
+            let log = Log::new(0, Arc::clone(&held));
+            log.append([Event::Started, Event::Text(said.into())]);
+            let before = held.load(Ordering::Relaxed);
+            let done = done(content);
+            let partial = log.keep(done.clone());
+            assert_eq!(log.whole(&partial), done);
+            log.append([Event::Done(Box::new(done.clone()))]);
+            let told = Event::Done(Box::new(done));
+            assert_eq!(
+                format!("{:?}", log.last_event(Clone::clone)),
+                format!("{:?}", Some(&told))
+            );
+            assert_eq!(format!("{:?}", log.since(2, 0).0), format!("{:?}", [told]));
+            // Twice "Hi" and "Sun", an entry, and what had to be kept because it was not what was said.
+            let mended = if content == said { 0 } else { 2 * content.len() };
+            assert_eq!(held.load(Ordering::Relaxed) - before, 2 * 5 + ENTRY + mended);
+        }
+    }
 
     #[test]
     fn the_arguments_of_a_call_count_like_words() {
@@ -438,6 +616,8 @@ mod tests {
             round: 1,
             last: true,
         })]);
-        assert!((20_000..21_000).contains(&held.load(Ordering::Relaxed)));
+        assert!((20_000..21_000).contains(&(held.load(Ordering::Relaxed) - RUN)));
+        drop(log);
+        assert_eq!(held.load(Ordering::Relaxed), 0);
     }
 }

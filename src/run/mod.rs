@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agent::Agents,
-    chat::{Done, Event, Principal, RunId, SessionId, Usage},
+    chat::{Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
     limit::Common,
     meters::{Meters, RunsNow},
@@ -89,7 +89,7 @@ pub struct Ended {
     /// What it cost, as far as is known.
     pub usage: Option<Usage>,
     /// How far it got, where it did not complete.
-    pub partial: Option<Box<Done>>,
+    pub(crate) partial: Option<Box<log::Lean>>,
 }
 
 impl Run {

@@ -1525,6 +1525,30 @@ mod shedding {
     }
 
     #[tokio::test]
+    async fn runs_that_said_little_count_too() {
+        let upstream = Upstream::always(openai::answer(&["a"])).await;
+        let gateway = Gateway::with(&upstream)
+            .toml("[runs]\nmemory_limit = \"64KiB\"\nmax_output = \"1MiB\"")
+            .start()
+            .await;
+        let mut runs = Vec::new();
+        for _ in 0..30 {
+            let answer = post(&gateway, "/chat", json!({"message": "Hi"}))
+                .await
+                .expect(200)
+                .await;
+            runs.push(text(&answer.json().await, "run_id").to_owned());
+        }
+        let left = async |run: &str| {
+            let events = get(&gateway, &format!("/runs/{run}/events")).await.expect(200).await;
+            let events = events.read_as(Reader::anywhere()).transcript().await;
+            events.kinds().join(" ")
+        };
+        assert_eq!(left(&runs[0]).await, "done");
+        assert_eq!(left(&runs[29]).await, "start token done");
+    }
+
+    #[tokio::test]
     async fn beyond_the_memory_limit_finished_logs_go_first_and_then_new_runs_are_refused() {
         let gate = Gate::new("the end");
         let large = "x".repeat(100 * 1024);
