@@ -32,6 +32,7 @@ mod walls;
 
 mod artifacts;
 mod browser;
+mod churn;
 mod client_faults;
 mod fleet;
 mod host_faults;
