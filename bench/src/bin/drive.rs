@@ -32,6 +32,9 @@ struct Arguments {
     /// For how many seconds L5 churns, with each replay_window.
     #[arg(long, value_name = "SECONDS")]
     churn: Option<u64>,
+    /// With which replay_window, in seconds, L5 churns; default: 1, and 300 where there is time for that.
+    #[arg(long, value_name = "SECONDS")]
+    window: Option<u64>,
     /// The gateway's release binary; without it only nginx and the direct way are measured.
     #[arg(long)]
     gateway: Option<PathBuf>,
@@ -121,6 +124,7 @@ async fn drive(arguments: Arguments, cores: Option<Cores>) -> Result<ExitCode> {
         quick: arguments.quick,
         full: arguments.full,
         churn: arguments.churn.map(std::time::Duration::from_secs),
+        window: arguments.window.map(std::time::Duration::from_secs),
         per_write: arguments.per_write,
         alone: Alone::default(),
     };

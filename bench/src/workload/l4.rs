@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,9 +18,9 @@ use super::{Bench, SSE};
 use crate::ask::Ask;
 use crate::clock::now;
 use crate::procfs::{own_kib, sockets};
-use crate::report::Section;
+use crate::report::{Section, cell};
 use crate::scales::Scales;
-use crate::stats::{histogram, millis, ratio, tail};
+use crate::stats::{Spread, histogram, millis, ratio, tail};
 use crate::token::LEN;
 use crate::watch::Watch;
 
@@ -42,6 +43,8 @@ const SEGMENT: u32 = 1_460;
 const SIP: usize = 100;
 /// What the gateway promises a reader that takes nothing.
 const STALL: Duration = Duration::from_secs(60);
+/// Seconds after the first request in which all answers are said and nobody is cut.
+const HANGING: Range<u64> = 30..55;
 
 pub(super) async fn run(bench: &Bench) -> Result<Section> {
     let slow = if bench.quick { 20 } else { 200 };
@@ -59,6 +62,7 @@ pub(super) async fn run(bench: &Bench) -> Result<Section> {
     drop(watch);
 
     let (watch, scales) = (Watch::begin(subject.pid), Scales::set(Some(subject.pid), bench.cores));
+    let start = now();
     let mut readers = JoinSet::new();
     let mut open = HashMap::new();
     for _ in 0..slow {
@@ -96,6 +100,12 @@ pub(super) async fn run(bench: &Bench) -> Result<Section> {
     let (beside, ()) = tokio::join!(bench.flow(ordinary(SSE, port, during)), watching);
     let (beside, weight) = (beside.outcome, scales.read());
     let (peak, left) = (watch.peak_kib(), open.len());
+    // All has been said, and nobody was cut yet: what is held for as long as somebody hardly reads.
+    let hanging = watch
+        .looks()
+        .into_iter()
+        .filter(|look| HANGING.contains(&(look.at.saturating_sub(start) / 1_000_000_000)));
+    let hanging = Spread::of(hanging.map(|look| ratio(look.kib, 1_024)));
     readers.shutdown().await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let after = own_kib(subject.pid)?;
@@ -111,6 +121,10 @@ pub(super) async fn run(bench: &Bench) -> Result<Section> {
     figures.row(
         "MiB of its own beside the slow ones, highest",
         peak.map_or("–".into(), mib),
+    );
+    figures.row(
+        "MiB of its own while they hang, all said (30 to 55 s)",
+        cell::<1>(hanging),
     );
     figures.row("MiB of its own 3 s after all were gone", mib(after));
     figures.row("MiB in the kernel for the slow ones, most", mib(unsent_most / 1_024));

@@ -64,6 +64,10 @@ pub(super) async fn run(bench: &Bench) -> Result<Section> {
         "L5",
         format!("{LEAVE} clients a second that leave, for {} s each", time.as_secs()),
     );
+    if let Some(window) = bench.window {
+        once(bench, &mut figures, time, window).await?;
+        return Ok(figures.section());
+    }
     once(bench, &mut figures, time, Duration::from_secs(1)).await?;
     // With the default, memory grows until the first logs go: nothing is to be learnt in less.
     let window = Duration::from_secs(300);
@@ -257,7 +261,12 @@ async fn leave(port: u16, dice: &mut Dice) -> Result<usize> {
         },
     };
     let fields = match way {
-        Leaving::Queue => format!(r#","on_busy":"queue","session_id":"churn-{}""#, dice.throw(20)),
+        // Other sessions after a while: histories are sent to the model, and would make every run heavier than the last.
+        Leaving::Queue => format!(
+            r#","on_busy":"queue","session_id":"churn-{}-{}""#,
+            ask.stream / 1_000,
+            dice.throw(20)
+        ),
         _ => String::new(),
     };
     let mut request = door.request_with(ask, "", &fields);

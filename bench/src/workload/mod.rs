@@ -64,6 +64,8 @@ pub struct Bench {
     pub full: bool,
     /// How long L5 churns, if somebody says so.
     pub churn: Option<Duration>,
+    /// With which `replay_window`, if somebody says so.
+    pub window: Option<Duration>,
     /// Tokens per write of the mock in W1.
     pub per_write: u32,
     /// What the harness reaches with nobody in between.
