@@ -17,7 +17,7 @@ use sluicegate_bench::workload::{Alone, Bench, LOADS, NAMES};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Workloads: w1 w1p w2 w3 w4 w5 w6, or all of these; loads: l1 to l8 l11 l17, or load for all of these.
+    /// Workloads: w1 w1p w2 w3 w4 w5 w6, or all of these; loads: l1 to l8 l11 l16 l17, or load for all of these.
     #[arg(default_value = "all")]
     workloads: Vec<String>,
     /// How often each way is measured; medians and ranges are over these.
@@ -47,6 +47,9 @@ struct Arguments {
     /// Redis' or Valkey's server, for W6.
     #[arg(long, default_value = "redis-server")]
     redis: PathBuf,
+    /// A PostgreSQL database of its own for L16's two gateways: postgres://…
+    #[arg(long, value_name = "URL")]
+    postgres: Option<String>,
     /// Core of the harness and core of the gateway, as `0,1`; default: the first two allowed ones.
     #[arg(long)]
     cores: Option<String>,
@@ -123,6 +126,7 @@ async fn drive(arguments: Arguments, cores: Option<Cores>) -> Result<ExitCode> {
         rounds: if arguments.quick { 1 } else { arguments.rounds.into() },
         quick: arguments.quick,
         full: arguments.full,
+        postgres: arguments.postgres.clone(),
         churn: arguments.churn.map(std::time::Duration::from_secs),
         window: arguments.window.map(std::time::Duration::from_secs),
         per_write: arguments.per_write,

@@ -5,6 +5,7 @@ mod crowd;
 mod figures;
 mod l1;
 mod l11;
+mod l16;
 mod l17;
 mod l2;
 mod l3;
@@ -38,7 +39,7 @@ use crowd::{Crowd, Wave};
 pub const NAMES: [&str; 7] = ["w1", "w1p", "w2", "w3", "w4", "w5", "w6"];
 
 /// The loads' names: what is held under many, slow, leaving and hostile clients.
-pub const LOADS: [&str; 10] = ["l1", "l2", "l3", "l4", "l5", "l6", "l7", "l8", "l11", "l17"];
+pub const LOADS: [&str; 11] = ["l1", "l2", "l3", "l4", "l5", "l6", "l7", "l8", "l11", "l16", "l17"];
 
 /// What every workload needs.
 pub struct Bench {
@@ -56,6 +57,8 @@ pub struct Bench {
     pub nginx: Option<Nginx>,
     /// The Redis program, for W6.
     pub redis: std::path::PathBuf,
+    /// A PostgreSQL database for L16's two gateways.
+    pub postgres: Option<String>,
     /// How often each way is measured.
     pub rounds: usize,
     /// Fewer and shorter streams: to see that everything works, not to be quoted.
@@ -223,6 +226,7 @@ impl Bench {
             "l7" => l7::run(self).await,
             "l8" => l8::run(self).await,
             "l11" => l11::run(self).await,
+            "l16" => l16::run(self).await,
             "l17" => l17::run(self).await,
             _ => anyhow::bail!("{name}: no such workload"),
         }

@@ -81,13 +81,14 @@ pub(super) async fn run(bench: &Bench) -> Result<Section> {
 }
 
 /// A Redis of the bench's own, beside the driver: the gateway's core stays the gateway's.
-struct Redis {
-    port: u16,
+pub(super) struct Redis {
+    /// Where it listens on 127.0.0.1.
+    pub(super) port: u16,
     _child: Child,
 }
 
 impl Redis {
-    async fn start(program: &Path, core: Option<usize>) -> Result<Self> {
+    pub(super) async fn start(program: &Path, core: Option<usize>) -> Result<Self> {
         let port = free_port()?;
         let mut command = match core {
             Some(core) => {
