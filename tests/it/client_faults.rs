@@ -107,13 +107,14 @@ mod vanished {
         recipe.start().await
     }
 
-    /// How long it took to notice.
-    async fn vanish(path: &str, phase: Phase) -> Duration {
+    /// How long it took to notice, since the client vanished and since it asked.
+    async fn vanish(path: &str, phase: Phase) -> (Duration, Duration) {
         let what = format!("{path} {phase:?}");
         let gate = Gate::new("in the middle");
         let upstream = playing(script(phase, &gate)).await;
         let gateway = gateway(&upstream).await;
         let mut connection = Connection::open(&gateway).await;
+        let asked = Instant::now();
         connection.send_raw(wire(path, &hi())).await;
         gate.reached().await;
         gate.open();
@@ -133,9 +134,9 @@ mod vanished {
             _kept = Err(connection);
             since
         };
-        let took = upstream.closed().await.saturating_duration_since(since);
+        let closed = upstream.closed().await;
         the_next_turn_works(&gateway, &what).await;
-        took
+        (closed.saturating_duration_since(since), closed.saturating_duration_since(asked))
     }
 
     /// C04: with the shipped 30 s, a silent client is asked after 15 s and every 5 s, and given up within 35 s; one that is
@@ -151,7 +152,7 @@ mod vanished {
         let wrong: Vec<_> = rows
             .iter()
             .zip(took)
-            .filter(|(_, took)| *took > limit || *took < LOST - PROMPT)
+            .filter(|(_, (vanished, asked))| *vanished > limit || *asked < LOST - PROMPT)
             .collect();
         assert!(wrong.is_empty(), "not within {limit:?}: {wrong:#?}");
     }

@@ -165,6 +165,15 @@ impl Open {
 mod killed {
     use super::*;
 
+/// The answer of a program that has seen that it is not ready: what it found is good for a second.
+async fn not_ready(program: &Process) -> Response {
+    eventually("/readyz to see it", async || {
+        let ready = get(program, "/readyz").await;
+        (ready.status == 503).then_some(ready)
+    })
+    .await
+}
+
     /// S01: through every door, before the model has said a word.
     #[tokio::test]
     async fn before_the_first_token_nobody_is_told_anything_but_that_it_was_interrupted() {
@@ -283,7 +292,7 @@ async fn a_file_that_somebody_else_locks_is_said_so_before_the_model_is_asked_an
     let mut other = look(&store(&program)).await;
     sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
     let ready = async {
-        let ready = get(&program, "/readyz").await.expect(503).await;
+        let ready = not_ready(&program).await;
         assert_eq!(ready.problem().await, "store_unavailable");
         // What can be read is read.
         assert_eq!(
@@ -368,7 +377,7 @@ async fn a_full_disk_refuses_runs_keeps_no_half_turn_and_is_found_again_when_the
     turn(&program, "s").await;
     let open = Open::begin(&program, &gate).await;
     disk.fill();
-    let ready = get(&program, "/readyz").await.expect(503).await;
+    let ready = not_ready(&program).await;
     assert_eq!(ready.problem().await, "store_unavailable");
     refused_by_the_store(&program, &upstream, Duration::from_secs(5)).await;
     get(&program, "/healthz").await.expect(200).await;
@@ -449,7 +458,7 @@ async fn a_disk_that_fails_or_cannot_be_written_to_is_said_so_and_nothing_is_los
         let Some(strace) = granted("system calls that fail", injected) else {
             return;
         };
-        let ready = get(&program, "/readyz").await.expect(503).await;
+        let ready = not_ready(&program).await;
         assert_eq!(ready.problem().await, "store_unavailable");
         refused_by_the_store(&program, &upstream, Duration::from_secs(10)).await;
         gate.open();
