@@ -136,7 +136,10 @@ mod vanished {
         };
         let closed = upstream.closed().await;
         the_next_turn_works(&gateway, &what).await;
-        (closed.saturating_duration_since(since), closed.saturating_duration_since(asked))
+        (
+            closed.saturating_duration_since(since),
+            closed.saturating_duration_since(asked),
+        )
     }
 
     /// C04: with the shipped 30 s, a silent client is asked after 15 s and every 5 s, and given up within 35 s; one that is

@@ -17,6 +17,15 @@ use super::house::*;
 
 const DOORS: [&str; 3] = ["/chat", "/chat/stream", "/chat/sse"];
 
+/// The answer of a program that has seen that it is not ready: what it found is good for a second.
+async fn not_ready(program: &Process) -> Response {
+    eventually("/readyz to see it", async || {
+        let ready = get(program, "/readyz").await;
+        (ready.status == 503).then_some(ready)
+    })
+    .await
+}
+
 /// What the machine gave; or why it did not, which is a failure where it was promised to.
 fn granted<T>(what: &str, outcome: Result<T, String>) -> Option<T> {
     match outcome {
@@ -164,15 +173,6 @@ impl Open {
 
 mod killed {
     use super::*;
-
-/// The answer of a program that has seen that it is not ready: what it found is good for a second.
-async fn not_ready(program: &Process) -> Response {
-    eventually("/readyz to see it", async || {
-        let ready = get(program, "/readyz").await;
-        (ready.status == 503).then_some(ready)
-    })
-    .await
-}
 
     /// S01: through every door, before the model has said a word.
     #[tokio::test]
