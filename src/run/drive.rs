@@ -283,6 +283,7 @@ impl Runs {
         let took = run.began.elapsed();
         tracing::error!(
             name: "run.end",
+            event = "run.end",
             run_id = %run.id,
             session_id = run.session_id.as_ref().map(tracing::field::display),
             principal = run.principal.as_str(),
@@ -398,6 +399,7 @@ fn tell(
     let cause = error.map(Error::causes).filter(|cause| !cause.is_empty());
     tracing::info!(
         name: "run.end",
+        event = "run.end",
         run_id = %run.id,
         session_id = run.session_id.as_ref().map(tracing::field::display),
         principal = run.principal.as_str(),

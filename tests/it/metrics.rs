@@ -400,7 +400,7 @@ async fn every_line_of_the_log_is_one_object_whatever_clients_say() {
         assert!(told["timestamp"].is_string() && told["level"].is_string(), "{line}");
         assert!(!line.contains('\u{1b}'), "{line}");
         assert_ne!(told["message"], "forged");
-        if told["message"] == "a run ended" {
+        if told["event"] == "run.end" {
             ends.push(told);
         }
     }
