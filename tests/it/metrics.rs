@@ -1,58 +1,12 @@
 //! What those who run the gateway see of it: the meters, on a listener of their own.
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 
 use serde_json::json;
 
 use crate::house::{
-    Call, Connection, Gate, Gateway, Place, Process, Script, Upstream, closed_port, eventually, get, openai, post,
+    Call, Connection, Gate, Gateway, Meters, Place, Process, Script, Upstream, closed_port, eventually, get,
+    meters::WATCHED, openai, post,
 };
-
-/// The meters at a moment: every series with its value.
-pub(crate) struct Meters(BTreeMap<String, f64>);
-
-impl Meters {
-    /// Asks an admin listener.
-    pub(crate) async fn of(admin: &SocketAddr) -> Self {
-        let answer = get(admin, "/metrics").await.body().await;
-        assert_eq!(answer.status, 200);
-        Self::read(answer.text())
-    }
-
-    fn read(text: &str) -> Self {
-        let mut all = BTreeMap::new();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let (series, value) = line.rsplit_once(' ').expect("a series and its value");
-            let before = all.insert(series.to_owned(), value.parse().expect("a number"));
-            assert!(before.is_none(), "{series} twice");
-        }
-        assert!(text.ends_with("# EOF\n"));
-        Self(all)
-    }
-
-    /// The value of a series; 0 if it is not there.
-    pub(crate) fn get(&self, series: &str) -> f64 {
-        self.0.get(&format!("sluicegate_{series}")).copied().unwrap_or(0.0)
-    }
-}
-
-impl Meters {
-    /// All series of a name together.
-    pub(crate) fn sum(&self, name: &str) -> f64 {
-        let ours = |series: &str| {
-            series
-                .strip_prefix("sluicegate_")
-                .and_then(|rest| rest.strip_prefix(name).map(str::to_owned))
-        };
-        let all = self
-            .0
-            .iter()
-            .filter(|(series, _)| ours(series).is_some_and(|rest| rest.is_empty() || rest.starts_with('{')));
-        all.map(|(_, value)| value).sum()
-    }
-}
-
-const WATCHED: &str = "[server]\nadmin_listen = \"127.0.0.1:0\"";
 
 #[tokio::test]
 async fn a_run_is_counted_once_and_its_tokens_by_direction() {

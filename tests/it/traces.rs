@@ -253,7 +253,7 @@ async fn a_collector_that_is_away_costs_nothing_and_its_spans_are_counted() {
     }
     let admin = gateway.admin();
     eventually("the spans to be given up", async || {
-        let meters = crate::metrics::Meters::of(&admin).await;
+        let meters = crate::house::Meters::of(&admin).await;
         (meters.get("spans_lost_total") >= 9.0).then_some(())
     })
     .await;

@@ -164,7 +164,12 @@ model = "openai/test-model"
 
     /// Where those who run it look; the story's configuration has to have `admin_listen`.
     pub(crate) fn admin(&self) -> SocketAddr {
-        self.running.admin_addr().expect("an admin listener")
+        self.may_admin().expect("an admin listener")
+    }
+
+    /// The same, where there is one.
+    pub(crate) fn may_admin(&self) -> Option<SocketAddr> {
+        self.running.admin_addr()
     }
 
     /// Where it keeps its files.
@@ -197,6 +202,7 @@ pub(crate) struct Process {
     log: watch::Sender<String>,
     readers: Vec<Task>,
     folder: TempDir,
+    starts: usize,
 }
 
 impl Place for Process {
@@ -245,6 +251,7 @@ impl Process {
             log,
             readers,
             folder,
+            starts: 1,
         };
         process.ready().await;
         process
@@ -255,6 +262,7 @@ impl Process {
         let exit = self.child.try_wait().expect("a child");
         assert!(exit.is_some(), "restarted while it runs");
         (self.child, self.readers) = launch(self.folder.path(), &self.env, &self.args, &self.log);
+        self.starts += 1;
         self.ready().await;
     }
 
@@ -271,6 +279,18 @@ impl Process {
             (ready.status == 200).then_some(())
         })
         .await;
+    }
+
+    /// Where those who run it look: each time that it starts it says at which port that is.
+    pub(crate) async fn admin(&self) -> SocketAddr {
+        const SAID: &str = "metrics are at http://";
+        let starts = self.starts;
+        let said = |log: &String| log.matches(SAID).count() == starts;
+        wait_for(&self.log, "the address of the meters".to_owned(), said).await;
+        let log = self.log();
+        let (_, place) = log.rsplit_once(SAID).expect("it was said");
+        let place = place.split('/').next().unwrap_or_default();
+        place.parse().expect("an address")
     }
 
     /// Its working folder, with `data` in it.

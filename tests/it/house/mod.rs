@@ -9,6 +9,7 @@
 //! * [`client`]: a client that sends every byte as told ([`post`], [`get`], [`delete`], [`Call`], [`Connection`]).
 //! * [`response`]: what came back, as it came, and how it ended ([`Response`], [`Body`], [`Ending`]).
 //! * [`sse`]: the strictest reader of our event streams ([`Transcript`], [`Event`]).
+//! * [`meters`]: what the gateway counts ([`Meters`]).
 //! * [`oracle`]: what must hold after every fault ([`Oracle`]), for which it hears what gateways [`log`].
 //!
 //! A story looks like this:
@@ -35,6 +36,7 @@ pub(crate) mod client;
 pub(crate) mod dialect;
 pub(crate) mod gateway;
 pub(crate) mod log;
+pub(crate) mod meters;
 pub(crate) mod openai;
 pub(crate) mod oracle;
 pub(crate) mod redis;
@@ -50,6 +52,7 @@ mod tests;
 pub(crate) use client::{Call, Connection, Place, delete, get, post};
 pub(crate) use dialect::{Ask, Dialect};
 pub(crate) use gateway::{Gateway, Process, reserved_port, signal};
+pub(crate) use meters::Meters;
 pub(crate) use oracle::{Billed, Oracle, RunEnding};
 pub(crate) use response::{Body, Ending, Response};
 pub(crate) use script::{Framing, Gate, Script, Step};
