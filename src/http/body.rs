@@ -20,7 +20,10 @@ use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::FrontSettings;
-use crate::error::{Error, ErrorCode};
+use crate::{
+    error::{Error, ErrorCode},
+    meters::{Meters, Shed},
+};
 
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 64;
@@ -36,13 +39,19 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The room for all bodies that are being read.
 #[derive(Clone, Debug)]
-pub struct Room(Arc<Semaphore>);
+pub struct Room {
+    left: Arc<Semaphore>,
+    meters: Arc<Meters>,
+}
 
 impl Room {
     /// For so many bytes together, beside the first few of each.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new((bytes >> 10).min(Semaphore::MAX_PERMITS))))
+    pub fn new(bytes: usize, meters: Arc<Meters>) -> Self {
+        Self {
+            left: Arc::new(Semaphore::new((bytes >> 10).min(Semaphore::MAX_PERMITS))),
+            meters,
+        }
     }
 }
 
@@ -60,8 +69,9 @@ impl Part {
         let Some(more) = u32::try_from(due.saturating_sub(held)).ok().filter(|more| *more > 0) else {
             return Ok(());
         };
-        let more = tokio::time::timeout(ROOM_TIME, room.0.clone().acquire_many_owned(more)).await;
+        let more = tokio::time::timeout(ROOM_TIME, room.left.clone().acquire_many_owned(more)).await;
         let Ok(Ok(more)) = more else {
+            room.meters.shed(Shed::Bodies);
             let full = Error::new(ErrorCode::Overloaded, "This gateway is reading as much as it can.");
             return Err(full.retry_after(Duration::from_secs(1)));
         };

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use super::{error::Problem, layers::MAX_HEADERS};
 use crate::{
     error::{Error, ErrorCode},
-    meters::Meters,
+    meters::{Meters, Shed},
     patience::Patience,
 };
 
@@ -88,6 +88,7 @@ pub async fn serve(
             accepted = accept(&listener, [&open, &refused], settings.lost_timeout, &meters) => accepted,
         };
         let Place::Served(place) = place else {
+            meters.shed(Shed::Connections);
             tokio::spawn(turn_away(stream, place));
             continue;
         };

@@ -105,6 +105,10 @@ words! {
         Runs = "max_runs",
         /// `runs.memory_limit`.
         Memory = "memory_limit",
+        /// `limits.body_memory`: a request's body found no room.
+        Bodies = "body_memory",
+        /// `server.max_connections`: a connection, before it was asked anything.
+        Connections = "max_connections",
         /// It goes down.
         Draining = "shutting_down",
     }

@@ -223,7 +223,7 @@ impl Meters {
         self.session_conflicts.inc();
     }
 
-    /// A run was refused because this gateway is at a limit.
+    /// A run, a request's body or a connection was refused because this gateway is at a limit: once for each that was.
     pub fn shed(&self, reason: Shed) {
         self.shed.get_or_create(&[("reason", reason.label())]).inc();
     }

@@ -105,7 +105,7 @@ impl Meters {
             shed: add(
                 r,
                 "shed",
-                "Runs refused because this gateway was at a limit, by limit",
+                "Runs, bodies and connections refused because this gateway was at a limit, by limit",
                 Count::default(),
             ),
             standing: Standing {

@@ -94,12 +94,14 @@ impl Registry {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a run that is not let in.
-    fn shed(&self, full: &Error) {
-        self.meters.shed(match full.code {
-            ErrorCode::ShuttingDown => Shed::Draining,
-            _ => Shed::Runs,
-        });
+    /// Whether there is a place for one more run, whosever it is; who is refused is counted.
+    fn place(&self, books: &Books, limits: &Limits) -> Result<(), Error> {
+        books.room(limits).inspect_err(|full| {
+            self.meters.shed(match full.code {
+                ErrorCode::ShuttingDown => Shed::Draining,
+                _ => Shed::Runs,
+            });
+        })
     }
 
     /// Lets a run in: all of it, or nothing. Its caller may have `own` runs at a time; 0: no limit.
@@ -120,7 +122,7 @@ impl Registry {
             return same_request(known.idempotency.as_ref(), run.idempotency.as_ref())
                 .map(|()| Admission::Known(known.clone()));
         }
-        books.room(limits).inspect_err(|full| self.shed(full))?;
+        self.place(&books, limits)?;
         books.room_of(run, on_busy, own)?;
         while self.held.load(Ordering::Relaxed) > limits.memory_limit {
             let Some((_, oldest)) = books.finished.pop_front() else {
@@ -167,8 +169,9 @@ impl Registry {
     /// `shutting_down`, `overloaded`.
     pub fn open(&self, limits: &Limits) -> Result<(), Error> {
         let books = self.books();
-        books.room(limits)?;
+        self.place(&books, limits)?;
         if self.held.load(Ordering::Relaxed) > limits.memory_limit && books.finished.is_empty() {
+            self.meters.shed(Shed::Memory);
             return Err(overloaded());
         }
         Ok(())
@@ -184,7 +187,7 @@ impl Registry {
         if key.is_some_and(|(key, _)| books.keys.contains_key(&(run.principal.clone(), key.clone()))) {
             return Ok(false);
         }
-        books.room(limits)?;
+        self.place(&books, limits)?;
         books.room_of(run, on_busy, own).map(|()| true)
     }
 

@@ -82,7 +82,8 @@ mod rate {
     async fn a_burst_of_the_limit_is_fine_and_one_more_is_told_when_to_come() {
         let upstream = Upstream::always(openai::answer(&["a"])).await;
         let web = Key::of("web", "requests_per_minute = 5");
-        let gateway = Gateway::with(&upstream).toml(&web.toml).start().await;
+        let recipe = Gateway::with(&upstream).toml(&web.toml);
+        let gateway = recipe.toml(meters::WATCHED).start().await;
         let begun = Instant::now();
         for (left, path) in [(4, "/chat"), (3, "/chat/stream"), (2, "/chat/sse"), (1, "/runs")] {
             let answer = web.post(&gateway, path, hi()).await;
@@ -107,6 +108,7 @@ mod rate {
             assert!(reset <= 60 && Duration::from_secs(reset) + begun.elapsed() >= Duration::from_secs(60));
         }
         assert_eq!(upstream.calls(), calls);
+        assert_eq!(Meters::of(&gateway.admin()).await.get("rate_limited_total"), 20.0);
     }
 
     #[tokio::test]
@@ -263,13 +265,19 @@ mod at_a_time {
         let gate = Gate::new("the end");
         let upstream = held(&gate).await;
         let (web, other) = (Key::of("web", "concurrent_runs = 2"), Key::of("other", ""));
-        let gateway = Gateway::with(&upstream).toml(&web.toml).toml(&other.toml).start().await;
+        let recipe = Gateway::with(&upstream).toml(&web.toml).toml(&other.toml);
+        let gateway = recipe.toml(meters::WATCHED).start().await;
         let (first, _) = web.begin(&gateway, hi()).await;
         let second = web.post(&gateway, "/runs", hi()).await.expect(202).await.json().await;
         for path in ["/chat", "/chat/stream", "/chat/sse", "/runs"] {
             refused(web.post(&gateway, path, hi()).await, 429, "too_many_runs").await;
         }
         refused(web.get(&gateway, "/chat/sse?message=Hi").await, 429, "too_many_runs").await;
+        let counted = Meters::of(&gateway.admin()).await;
+        assert_eq!(
+            (counted.get("rate_limited_total"), counted.sum("shed_total")),
+            (5.0, 0.0)
+        );
         let (others, _) = other.begin(&gateway, hi()).await;
         // Looking, reading and cancelling are no runs.
         let run = second["run_id"].as_str().unwrap();
@@ -715,6 +723,7 @@ mod overload {
     async fn a_connection_too_many_is_told_so_and_the_next_one_is_served() {
         let gateway = Gateway::with(&closed_port())
             .toml("[server]\nmax_connections = 2")
+            .toml(meters::WATCHED)
             .start()
             .await;
         let open = || async {
@@ -727,6 +736,8 @@ mod overload {
             assert_eq!(answer.header("connection"), "close");
             refused(answer, 503, "overloaded").await;
         }
+        let counted = Meters::of(&gateway.admin()).await;
+        assert_eq!(counted.get("shed_total{reason=\"max_connections\"}"), 100.0);
         // Who has a place is served.
         first.call(Call::get("/healthz")).await.expect(200).await;
         eventually("a place", async || {
@@ -742,6 +753,7 @@ mod overload {
         let upstream = Upstream::always(openai::answer(&["a"])).await;
         let gateway = Gateway::with(&upstream)
             .toml("[server]\nmax_body = \"1MiB\"\n[limits]\nbody_memory = \"1MiB\"")
+            .toml(meters::WATCHED)
             .start()
             .await;
         let half = "x".repeat(600_000);
@@ -759,6 +771,8 @@ mod overload {
             Some(answer).filter(|answer| answer.status == 503)
         });
         refused(crowded.await, 503, "overloaded").await;
+        let counted = Meters::of(&gateway.admin()).await;
+        assert_eq!(counted.get("shed_total{reason=\"body_memory\"}"), 1.0);
         // Neither a small question nor a body that is announced and does not come is in anybody's way.
         let mut idle = Connection::open(&gateway).await;
         idle.send_raw(head(1 << 20)).await;

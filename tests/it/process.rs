@@ -471,11 +471,25 @@ mod told_to_stop {
             .into();
         finish.reached_by(12).await;
         never.reached_by(12).await;
+        let admin = program.admin().await;
+        let late = wire("/chat", &json!({"message": "late"}));
+        let (begun, rest) = late.split_at(late.len() - 1);
+        let mut half_asked = Connection::open(&program).await;
+        half_asked.send_raw(begun).await;
 
         let told = Instant::now();
         program.terminate().await;
         program.logged("stopping").await;
         closed_to_new(program.addr()).await;
+        half_asked.send_raw(rest).await;
+        let refused = half_asked
+            .answer("a question that comes too late")
+            .await
+            .expect(503)
+            .await;
+        assert_eq!(refused.problem().await, "shutting_down");
+        let counted = Meters::of(&admin).await;
+        assert_eq!(counted.get("shed_total{reason=\"shutting_down\"}"), 1.0);
         finish.open();
         for stream in ending {
             let events = stream.transcript().await;

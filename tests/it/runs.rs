@@ -327,6 +327,7 @@ mod resuming {
         let upstream = Upstream::always(openai::answer(&["a", "b"])).await;
         let gateway = Gateway::with(&upstream)
             .toml("[runs]\nreplay_window = \"1s\"")
+            .toml(meters::WATCHED)
             .start()
             .await;
         let whole = post(&gateway, "/chat/sse", json!({"message": "Hi"}))
@@ -359,6 +360,10 @@ mod resuming {
         // Who has it all is told to stop, however late.
         let done = Call::get("/chat/sse?message=Hi").header("Last-Event-ID", &last);
         assert_eq!(done.to(&gateway).await.status, 204);
+        let counted = Meters::of(&gateway.admin()).await;
+        for (how, times) in [("expired", 4.0), ("finished", 1.0), ("hit", 0.0)] {
+            assert_eq!(counted.get(&format!("resumes_total{{how=\"{how}\"}}")), times, "{how}");
+        }
         // Its result is kept.
         assert_eq!(glance(&gateway, &run).await["response"]["content"], "ab");
         assert_eq!(upstream.calls(), 1);
@@ -1462,8 +1467,9 @@ mod looking {
 mod shedding {
     use super::*;
 
-    /// Every way to start a run is refused, at once and with a time to come back.
-    async fn refused(gateway: &Gateway) {
+    /// Every way to start a run is refused, at once and with a time to come back, and counted as refused for this.
+    async fn refused(gateway: &Gateway, reason: &str) {
+        let before = Meters::of(&gateway.admin()).await.sum("shed_total");
         for path in ["/chat", "/chat/stream", "/chat/sse", "/runs"] {
             let began = Instant::now();
             let answer = post(gateway, path, json!({"message": "Hi"})).await.expect(503).await;
@@ -1483,18 +1489,22 @@ mod shedding {
         }
         let query = get(gateway, "/chat/sse?message=Hi").await;
         assert_eq!((query.status, query.problem().await.as_str()), (503, "overloaded"));
+        let after = Meters::of(&gateway.admin()).await;
+        assert_eq!(after.sum("shed_total") - before, 5.0);
+        assert_eq!(after.get(&format!("shed_total{{reason=\"{reason}\"}}")), 5.0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn one_run_too_many_is_refused_and_those_that_run_are_unharmed() {
         let gate = Gate::new("the end");
         let upstream = Upstream::always(Script::sse().role().say("Hel").wait(&gate).say("lo").complete()).await;
-        let gateway = Gateway::with(&upstream).toml("[limits]\nmax_runs = 2").start().await;
+        let recipe = Gateway::with(&upstream).toml(meters::WATCHED);
+        let gateway = recipe.toml("[limits]\nmax_runs = 2").start().await;
         let mut first = post(&gateway, "/chat/sse", json!({"message": "Hi"})).await;
         first.next_event_named("token").await;
         let mut second = post(&gateway, "/chat/stream", json!({"message": "Hi"})).await;
         second.next_bytes().await;
-        refused(&gateway).await;
+        refused(&gateway, "max_runs").await;
         // Coming back is not starting.
         let run = first.header("x-run-id").to_owned();
         let resumed = get(&gateway, &format!("/runs/{run}/events")).await.expect(200).await;
@@ -1556,6 +1566,7 @@ mod shedding {
         let upstream = Upstream::start([openai::answer(&[&large]), held, openai::answer(&["a"])]).await;
         let gateway = Gateway::with(&upstream)
             .toml("[runs]\nmemory_limit = \"64KiB\"\nmax_output = \"1MiB\"")
+            .toml(meters::WATCHED)
             .start()
             .await;
         let finished = post(&gateway, "/chat", json!({"message": "Hi"}))
@@ -1584,7 +1595,7 @@ mod shedding {
         assert_eq!((done.kinds(), done.terminal().seq), (vec!["done"], 2));
         assert_eq!(glance(&gateway, finished).await["response"]["content"], large);
         // Nothing finished is left to drop.
-        refused(&gateway).await;
+        refused(&gateway, "memory_limit").await;
         assert_eq!(upstream.calls(), 2);
         gate.open();
         assert_eq!(open.transcript().await.text(), large);
