@@ -26,6 +26,7 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("B021 a header of 500 KiB", "beyond what is read: below"),
     ("B022 an address of 70 KB", "beyond what is read: below"),
     ("B026", "a body that ends early is a fault of the stream: `floods.rs`"),
+    ("B036 NUL", "no client sends it: `floods.rs`"),
     ("B082 NUL in the header", "no client sends it: `floods.rs`"),
 ];
 
@@ -178,6 +179,8 @@ async fn over_http2_the_same_requests_get_the_same_answers() {
     let (upstream, gateway) = house().await;
     let is_here = |row: &Row| !NOT_HERE.iter().any(|(id, _)| row.id.starts_with(id));
     let (here, not): (Vec<Row>, Vec<Row>) = all().into_iter().partition(is_here);
+    let (keyed, keyed_not): (Vec<Row>, Vec<Row>) = credentials::keyed_rows().into_iter().partition(is_here);
+    let not = [not, keyed_not].concat();
     for (id, why) in NOT_HERE {
         assert!(
             not.iter().any(|row| row.id.starts_with(id)),
@@ -195,6 +198,11 @@ async fn over_http2_the_same_requests_get_the_same_answers() {
     })
     .await;
     nothing_happened(&upstream, &gateway, gateway.folder()).await;
+
+    let (upstream, gateway) = credentials::keyed_house().await;
+    every(keyed, async |row| answered_h2(gateway.addr(), row).await).await;
+    let good = good_by(credentials::ALICE);
+    nothing_happened_but(good, &upstream, &gateway, gateway.folder()).await;
 }
 
 /// Beyond what is read at all there is no problem object to be had, but a status or the end of the stream.

@@ -30,6 +30,8 @@ const ITS_OWN: &[(&str, &[u16], &str)] = &[
     ("B022", &[414], "8 KiB a line"),
     ("B025", &[200], "nginx answers expectations"),
     ("B026", &[], "nginx hangs up on who hangs up"),
+    ("B036 of 8 KiB", &[400], "8 KiB a line"),
+    ("B036 NUL", &[400], "nginx takes none"),
     ("B038 two Authorizations", &[400], "nginx takes one"),
     (
         "B042 GET /runs/01920000-0000-7000-8000-000000000001%00",
@@ -79,9 +81,14 @@ async fn through_nginx_the_same_requests_get_the_same_answers() {
     let Some(nginx) = Nginx::shipped([gateway.addr(), gateway.addr()]).await else {
         return;
     };
-    let (own, through): (Vec<Row>, Vec<Row>) = all().into_iter().partition(|row| its_own(row).is_some());
+    let apart = |rows: Vec<Row>| -> (Vec<Row>, Vec<Row>) { rows.into_iter().partition(|row| its_own(row).is_some()) };
+    let (own, through) = apart(all());
+    let (own_keyed, keyed) = apart(credentials::keyed_rows());
     for (id, _, why) in ITS_OWN {
-        assert!(own.iter().any(|row| row.id.starts_with(id)), "no row {id}: {why}");
+        assert!(
+            own.iter().chain(&own_keyed).any(|row| row.id.starts_with(id)),
+            "no row {id}: {why}"
+        );
     }
     assert!(
         through.len() > 6 * own.len(),
@@ -100,4 +107,13 @@ async fn through_nginx_the_same_requests_get_the_same_answers() {
         in_order,
         "what nginx refused went no further"
     );
+
+    let (upstream, gateway) = credentials::keyed_house().await;
+    let Some(nginx) = Nginx::shipped([gateway.addr(), gateway.addr()]).await else {
+        return;
+    };
+    every(keyed, async |row| answered(nginx.addr(), row).await).await;
+    every(own_keyed, async |row| answered_by_nginx(nginx.addr(), row).await).await;
+    let good = good_by(credentials::ALICE);
+    nothing_happened_but(good, &upstream, &gateway, gateway.folder()).await;
 }
