@@ -268,13 +268,15 @@ impl Meters {
         )
     }
 
-    /// A call to a model failed, in the end.
+    /// A call to a model failed, in the end. Attempts that were made again are not counted here but by
+    /// [`Meters::call_again`]: so that what was mended does not look like a failure, and one call is one failure however
+    /// often it was tried. Of a run that another model was asked for instead, the call to the first has failed.
     pub fn call_failed(&self, provider: &str, kind: &'static str) {
         let labels = [("provider", self.label(provider)), ("kind", Label::Word(kind))];
         self.upstream_errors.get_or_create(&labels).inc();
     }
 
-    /// A call to a model is made again.
+    /// A call to a model is made again: once for each repetition, by what made it necessary.
     pub fn call_again(&self, provider: &str, reason: &'static str) {
         let labels = [("provider", self.label(provider)), ("reason", Label::Word(reason))];
         self.upstream_retries.get_or_create(&labels).inc();

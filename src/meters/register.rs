@@ -136,7 +136,7 @@ impl Meters {
             upstream_errors: add(
                 r,
                 "upstream_errors",
-                "Calls to models that failed in the end, by provider and kind",
+                "Calls to models that failed in the end, by provider and kind; attempts that were made again are in upstream_retries",
                 Count::default(),
             ),
             upstream_retries: add(

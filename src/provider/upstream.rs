@@ -453,8 +453,9 @@ impl Reading {
     }
 }
 
-/// A failure of the provider of that name. Every failure passes here once, those too that asking again or somewhere else
-/// mends: whoever counts failures, by [`ProviderError::word`], counts them here.
+/// A failure of the provider of that name. Every failure passes here once, those too that asking again mends: these are
+/// counted as repetitions ([`Meters::call_again`]), and what fails in the end by whoever made the call
+/// ([`Meters::call_failed`]).
 fn failed(name: &str, error: ProviderError) -> ProviderError {
     error.of(name)
 }

@@ -288,7 +288,7 @@ parameters = '{{"type": "object", "required": ["city"], "additionalProperties": 
 url = "http://{host}:{port}/weather/{{city}}"
 "#
     ));
-    let gateway = recipe.start().await;
+    let gateway = recipe.toml(meters::WATCHED).start().await;
     turn(&gateway, "Before").await;
     let mut oracle = Oracle::at_rest(&gateway, &model, &SECRETS[..1]).await;
 
@@ -339,6 +339,16 @@ url = "http://{host}:{port}/weather/{{city}}"
         "{what}: what the tool saw"
     );
     tools.idle().await;
+
+    let (status, code) = match &ends {
+        Ends::Well(..) => ("completed", ""),
+        Ends::Aborted(code) | Ends::Refused(code) => ("failed", *code),
+    };
+    let wrong = oracle::Wrong {
+        failed: code.starts_with("upstream_"),
+        ..Default::default()
+    };
+    oracle.counted(status, &wrong).await;
 
     // One end for all who look, and every call of the model in the books.
     let told = get(&gateway, &format!("/runs/{run}"))

@@ -83,6 +83,7 @@ pub(super) fn rows() -> Vec<Row> {
             [Script::sse().role().send(openai::error(overloaded)).end()],
             refused(503, "upstream_overloaded"),
         ).kind("overloaded")
+        .again("overloaded", 2)
         .calls(3),
         Row::new(
             "F41 an error after ten words",

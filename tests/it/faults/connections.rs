@@ -13,7 +13,7 @@ pub(super) fn rows() -> Vec<Row> {
     // Frames of HTTP/2: SETTINGS, then GOAWAY.
     let goaway = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
     vec![
-        Row::new("F01 nobody listens", [], refused(502, "upstream_connect")).kind("connect")
+        Row::new("F01 nobody listens", [], refused(502, "upstream_connect")).kind("connect").again("connect", 2)
             .who(Who::NobodyListens)
             .calls(0),
         Row::new("F02 nobody accepts", [], refused(504, "upstream_timeout")).kind("connect_timeout")
@@ -24,6 +24,7 @@ pub(super) fn rows() -> Vec<Row> {
             .within(2_900), // asking again would take twice as long
         Row::new("F03 no such name", [], refused(502, "upstream_connect"))
             .kind("dns")
+            .again("dns", 2)
             .who(Who::NoSuchName)
             .calls(0),
         // F04, a resolver that says nothing, needs a resolver that is not the machine's: provider/unanswered.rs tells it.

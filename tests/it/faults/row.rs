@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{KEY, PATIENT, WORDS};
+use crate::house::oracle::Wrong;
 use crate::house::{Billed, Dialect, Gate, RunEnding, Script, Step};
 
 /// What comes of it.
@@ -78,6 +79,8 @@ pub(super) struct Row {
     pub(super) outcome: Outcome,
     /// The one word for what was wrong, where that was a provider's failure, and the run's end.
     pub(super) kind: Option<&'static str>,
+    /// Why it is asked again before that, and how often.
+    pub(super) again: Option<(&'static str, u8)>,
     pub(super) toml: &'static str,
     pub(super) calls: usize,
     /// The least number of heartbeats.
@@ -103,6 +106,7 @@ impl Row {
             gate: None,
             outcome,
             kind: None,
+            again: None,
             toml: PATIENT,
             calls: 1,
             heartbeats: 0,
@@ -138,6 +142,12 @@ impl Row {
     pub(super) fn kind(self, kind: &'static str) -> Self {
         Self {
             kind: Some(kind),
+            ..self
+        }
+    }
+    pub(super) fn again(self, reason: &'static str, times: u8) -> Self {
+        Self {
+            again: Some((reason, times)),
             ..self
         }
     }
@@ -195,6 +205,20 @@ impl Row {
     /// How the provider speaks.
     pub(super) fn speaks(&self) -> Dialect {
         self.dialect.unwrap_or(Dialect::OpenAi)
+    }
+
+    /// What is counted of its provider.
+    pub(super) fn wrong(&self) -> Wrong {
+        let theirs = |code: &str| code.starts_with("upstream_") || code == "context_too_long";
+        let failed = match &self.outcome {
+            Outcome::Refused(_, code) | Outcome::Broken(_, _, code) => theirs(code),
+            Outcome::Answered(..) => false,
+        };
+        Wrong {
+            failed,
+            kind: self.kind,
+            again: self.again,
+        }
     }
 
     /// What must be in the books afterwards.

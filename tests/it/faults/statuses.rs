@@ -55,6 +55,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             [limited(&[("retry-after", "1")]), good()],
             answered("Well."),
         )
+        .again("429", 1)
         .calls(2)
         .not_before(990),
         Row::new(
@@ -80,6 +81,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             [limited(&[("retry-after", "-5")])],
             refused(503, "upstream_rate_limited"),
         ).kind("rate_limited")
+        .again("429", 2)
         .calls(3)
         .retry_after(1),
         Row::new(
@@ -87,6 +89,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             [limited(&[("retry-after", "x")])],
             refused(503, "upstream_rate_limited"),
         ).kind("rate_limited")
+        .again("429", 2)
         .calls(3)
         .retry_after(1),
         Row::new(
@@ -94,12 +97,14 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             [status(500, told("", "server_error")), good()],
             answered("Well."),
         )
+        .again("5xx", 1)
         .calls(2),
         Row::new(
             "F22 a 503 always",
             [status(503, told("", "overloaded"))],
             refused(503, "upstream_overloaded"),
         ).kind("overloaded")
+        .again("5xx", 2)
         .calls(3)
         .retry_after(1),
         Row::new(
@@ -107,6 +112,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             [status(529, told("", "overloaded_error"))],
             refused(503, "upstream_overloaded"),
         ).kind("overloaded")
+        .again("5xx", 2)
         .calls(3)
         .retry_after(1),
         // It says that 5 MB will come, and stops at 64 KiB: whoever wants more of it than that waits in vain.
@@ -127,6 +133,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             refused(502, "upstream_error"),
         )
         .kind("server_error")
+        .again("5xx", 2)
         .calls(3),
         Row::new(
             "F24 a 400 in gzip that names its cause",

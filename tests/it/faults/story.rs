@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::row::{Outcome, Row, Said, Who};
 use super::{CREDENTIAL, KEY, SECRETS};
+use crate::house::meters::WATCHED;
 use crate::house::oracle::Watched;
 use crate::house::{
     Call, Dialect, Ending, Gateway, Oracle, Place, Request, Response, Script, Upstream, black_hole, closed_port, get,
@@ -118,7 +119,7 @@ pub(super) async fn check(rows: [Row; 3]) {
             "[providers.model]\napi_key = \"{KEY}\"\n[agents.assistant]\nmodel = \"model/test-model\""
         ));
     }
-    let gateway = recipe.toml(row.toml).start().await;
+    let gateway = recipe.toml(row.toml).toml(WATCHED).start().await;
     let mut failed = Vec::new();
     for (format, row) in FORMATS.into_iter().zip(&rows) {
         let story = story(&gateway, &upstream, &lines, row, format);
@@ -150,6 +151,7 @@ pub(super) async fn story<G: Watched>(
         talk.turn("just before").await;
     }
     let before = talk.history().await;
+    oracle.read_meters().await;
     let (sent_before, calls_before) = (upstream.sent(), faults(row, upstream));
 
     let seen = ask(&talk, format, &mut oracle).await;
@@ -173,6 +175,7 @@ pub(super) async fn story<G: Watched>(
         .one_ending(&seen.run_id, &row.outcome.ending(), row.in_the_books())
         .await;
     assert_record(row, &run);
+    oracle.counted(row.outcome.ending().status, &row.wrong()).await;
     if let Some(kind) = row.kind {
         let lines = gateway.ends_of(&seen.run_id).await;
         assert!(

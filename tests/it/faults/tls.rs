@@ -52,7 +52,9 @@ fn rows() -> Vec<(Row, Shows, usize)> {
             1,
         ),
         (
-            row("F07 a RST in the handshake", "torn", tls()).kind("handshake"),
+            row("F07 a RST in the handshake", "torn", tls())
+                .kind("handshake")
+                .again("handshake", 2),
             Shows::Reset,
             3,
         ),

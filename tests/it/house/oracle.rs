@@ -15,13 +15,14 @@
 //! ```
 
 use std::fmt::{Debug, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::Row as _;
 
-use super::{Gateway, Place, Process, Reader, Upstream, eventually, get, log, within};
+use super::{Gateway, Meters, Place, Process, Reader, Upstream, eventually, get, log, within};
 
 /// How soon an upstream must be let go of once its run has ended.
 const LET_GO: Duration = Duration::from_secs(1);
@@ -61,6 +62,17 @@ pub(crate) enum Billed {
     OneCallEstimated,
 }
 
+/// What is counted of a provider that did wrong in one run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wrong {
+    /// Whether a call failed in the end.
+    pub(crate) failed: bool,
+    /// As what, where that is one word.
+    pub(crate) kind: Option<&'static str>,
+    /// Why it was asked again, and how often.
+    pub(crate) again: Option<(&'static str, u8)>,
+}
+
 /// A gateway that can be looked at from all sides.
 pub(crate) trait Watched: Place {
     /// Where its files are.
@@ -72,6 +84,8 @@ pub(crate) trait Watched: Place {
     /// Its tasks, where they can be counted. Inside a test they are all those of the test's runtime; a connection, to either
     /// side, has one.
     fn tasks(&self) -> usize;
+    /// Where its meters can be read, if they can.
+    async fn meters_at(&self) -> Option<SocketAddr>;
     /// Its open files and sockets, as far as it can be told which are its own.
     fn files(&self) -> usize;
 }
@@ -93,6 +107,10 @@ impl Watched for Gateway {
 
     fn tasks(&self) -> usize {
         tokio::runtime::Handle::current().metrics().num_alive_tasks()
+    }
+
+    async fn meters_at(&self) -> Option<SocketAddr> {
+        self.may_admin()
     }
 
     fn files(&self) -> usize {
@@ -121,6 +139,10 @@ impl Watched for Process {
 
     fn tasks(&self) -> usize {
         0 // nobody outside can see them
+    }
+
+    async fn meters_at(&self) -> Option<SocketAddr> {
+        Some(self.admin().await)
     }
 
     fn files(&self) -> usize {
@@ -152,6 +174,8 @@ pub(crate) struct Oracle<'a, G> {
     secrets: &'a [&'a str],
     before: Held,
     told: String,
+    /// Where the meters are, and how they stood before the fault.
+    meters: Option<(SocketAddr, Meters)>,
 }
 
 impl<'a, G: Watched> Oracle<'a, G> {
@@ -170,6 +194,7 @@ impl<'a, G: Watched> Oracle<'a, G> {
                 files: 0,
             },
             told: String::new(),
+            meters: None,
         };
         let mut same = 0;
         eventually("the gateway to come to rest", async || {
@@ -179,7 +204,15 @@ impl<'a, G: Watched> Oracle<'a, G> {
             (same >= 5).then_some(())
         })
         .await;
+        oracle.read_meters().await;
         oracle
+    }
+
+    /// Takes note of the meters, where there are any: what is counted from here on is the fault's.
+    pub(crate) async fn read_meters(&mut self) {
+        if let Some(admin) = self.gateway.meters_at().await {
+            self.meters = Some((admin, Meters::of(&admin).await));
+        }
     }
 
     /// Somebody was told this.
@@ -187,10 +220,52 @@ impl<'a, G: Watched> Oracle<'a, G> {
         let _ = writeln!(self.told, "{what:?}");
     }
 
-    /// The upstream has seen its connection closed, or the whole answer go out. To be asked as soon as the client knows
-    /// how it ended. (Where a gateway says how many upstream calls are under way, that belongs here: none.)
+    /// The upstream has seen its connection closed, or the whole answer go out, and the gateway says so. To be asked as
+    /// soon as the client knows how it ended.
     pub(crate) async fn let_go(&self) {
-        within(LET_GO, "the upstream to be let go of", self.upstream.idle()).await;
+        let let_go = async {
+            self.upstream.idle().await;
+            let Some((admin, _)) = &self.meters else { return };
+            eventually("no call under way and no answer being given", async || {
+                let now = Meters::of(admin).await;
+                (now.sum("upstream_inflight") == 0.0 && now.sum("streams_open") == 0.0).then_some(())
+            })
+            .await;
+        };
+        within(LET_GO, "the upstream to be let go of", let_go).await;
+    }
+
+    /// One run has been counted since the meters were read, as one that ended so; and of what providers did wrong in it
+    /// exactly this. Nothing that is counted tells a secret.
+    pub(crate) async fn counted(&mut self, status: &str, wrong: &Wrong) {
+        let Some((admin, before)) = &self.meters else {
+            panic!("a gateway whose meters can be read")
+        };
+        let now = Meters::of(admin).await;
+        let more = |name: &str, label: &str| now.sum_of(name, label) - before.sum_of(name, label);
+        let label = |name: &str, value: &str| format!("{name}=\"{value}\"");
+        let runs = (more("runs_total", ""), more("runs_total", &label("outcome", status)));
+        assert_eq!(runs, (1.0, 1.0), "runs in all and {status}\n{}", now.text());
+        let errors = "upstream_errors_total";
+        assert_eq!(
+            more(errors, ""),
+            f64::from(u8::from(wrong.failed)),
+            "failures\n{}",
+            now.text()
+        );
+        if let Some(kind) = wrong.kind {
+            assert_eq!(more(errors, &label("kind", kind)), 1.0, "{kind}\n{}", now.text());
+        }
+        let (reason, times) = wrong.again.unwrap_or_default();
+        let again = "upstream_retries_total";
+        assert_eq!(more(again, ""), f64::from(times), "repetitions\n{}", now.text());
+        assert_eq!(
+            more(again, &label("reason", reason)),
+            f64::from(times),
+            "{reason}\n{}",
+            now.text()
+        );
+        self.told.push_str(now.text());
     }
 
     /// The run has ended once and in this way: for whoever looks, in its log, in the gateway's log, and in the books.
@@ -334,6 +409,50 @@ mod tests {
         oracle.one_ending(&run, &RunEnding::completed(), Billed::OneCall).await;
         oracle.nothing_left_over().await;
         oracle.no_secret_told();
+    }
+
+    /// A turn that went well, and what is to be counted of it.
+    async fn counted(status: &str, wrong: &Wrong) {
+        let upstream = Upstream::always(openai::answer(&["Well."]).cut()).await;
+        let recipe = Gateway::with(&upstream).fast();
+        let gateway = recipe.toml(super::super::meters::WATCHED).start().await;
+        turn(&gateway).await;
+        let mut oracle = Oracle::at_rest(&gateway, &upstream, &[SECRET]).await;
+        turn(&gateway).await;
+        oracle.let_go().await;
+        oracle.counted(status, wrong).await;
+        oracle.no_secret_told();
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_counted() {
+        counted("completed", &Wrong::default()).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "runs in all and failed")]
+    async fn an_ending_that_is_counted_as_another_is_found() {
+        counted("failed", &Wrong::default()).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "failures")]
+    async fn a_failure_that_is_not_counted_is_found() {
+        let wrong = Wrong {
+            failed: true,
+            ..Wrong::default()
+        };
+        counted("completed", &wrong).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "repetitions")]
+    async fn a_repetition_that_is_not_counted_is_found() {
+        let wrong = Wrong {
+            again: Some(("429", 1)),
+            ..Wrong::default()
+        };
+        counted("completed", &wrong).await;
     }
 
     #[tokio::test]
