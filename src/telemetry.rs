@@ -168,6 +168,17 @@ impl Drop for Log {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_panic_is_counted() {
+        let (before, usual) = (panics(), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            note_panic(panic);
+            usual(panic);
+        }));
+        assert!(std::panic::catch_unwind(|| panic!("as it is meant to")).is_err());
+        assert!(panics() > before);
+    }
+
     /// Takes a line when it is told to.
     struct Reluctant {
         may: Receiver<()>,

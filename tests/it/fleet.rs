@@ -567,6 +567,14 @@ mod killed {
             assert_eq!((told.codes(), told.terminal().seq), (vec!["interrupted".to_owned()], 3));
         }
         let took = dead.elapsed();
+        // One of the two has given it up; whoever came back there had found it going on elsewhere.
+        let (mut given_up, mut remote) = (0.0, 0.0);
+        for place in &fleet[1..] {
+            let counted = Meters::of(&place.admin().await).await;
+            given_up += counted.get("lease_expired_total");
+            remote += counted.get("resumes_total{how=\"remote\"}");
+        }
+        assert_eq!((given_up, remote), (1.0, 1.0));
         // It is over, and the session free; the key means the next one.
         for place in &fleet[1..] {
             let row = glance(place, &run).await;
@@ -773,6 +781,11 @@ mod without_redis {
             assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
             assert_eq!(said(b, "alone").await.len(), turns + 2 * (number + 1));
         }
+        let admin = a.admin().await;
+        eventually("what waits to be told to be counted", async || {
+            (Meters::of(&admin).await.get("event_log_lag_seconds") > 0.0).then_some(())
+        })
+        .await;
         let calls = upstream.calls();
         let began = Instant::now();
         let (resumed, cancelled) = tokio::join!(after(run, 1).to(b), cancel(b, run));
@@ -884,6 +897,8 @@ mod without_redis {
                 (late.status != 503).then_some(late)
             });
             assert_eq!(late.await.expect(410).await.problem().await, "replay_expired");
+            let counted = Meters::of(&b.admin().await).await;
+            assert!(counted.get("resumes_total{how=\"lost\"}") >= 1.0, "{}", counted.text());
         }
         assert_eq!(glance(b, &run).await["response"]["content"], "one two three");
         post(b, "/chat", hi("s")).await.expect(200).await;

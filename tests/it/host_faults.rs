@@ -223,6 +223,8 @@ mod killed {
             .unwrap();
         let interrupted = ["events", "json", "text"].map(|session| (session.to_owned(), "interrupted".to_owned()));
         assert_eq!(runs, interrupted);
+        let counted = Meters::of(&program.admin().await).await;
+        assert_eq!(counted.get("recovered_runs_total"), 3.0);
         assert_eq!(upstream.calls(), 3, "a resume asked the model");
         for session in ["events", "json", "text"] {
             turn(&program, session).await;
@@ -301,14 +303,19 @@ async fn a_file_that_somebody_else_locks_is_said_so_before_the_model_is_asked_an
         );
     };
     tokio::join!(refused_by_the_store(&program, &upstream, Duration::from_secs(8)), ready);
+    let admin = program.admin().await;
+    assert_eq!(Meters::of(&admin).await.get("store_up"), 0.0);
     gate.open();
     open.end_unkept().await;
+    let counted = Meters::of(&admin).await;
+    assert!(counted.sum("store_errors_total") >= 3.0, "{}", counted.text());
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
     eventually("readiness", async || {
         (get(&program, "/readyz").await.status == 200).then_some(())
     })
     .await;
+    assert_eq!(Meters::of(&admin).await.get("store_up"), 1.0);
     for session in ["s", "open-json", "open-text", "open-events"] {
         turn(&program, session).await;
     }
@@ -772,12 +779,14 @@ async fn without_file_descriptors_it_waits_with_accepting_and_goes_on_when_there
         "it does nothing but try"
     );
     drop(crowd);
+    let admin = program.admin().await;
     eventually("a connection to be served again", async || {
         let call = Call::get("/readyz").to(&program);
         let answer = tokio::time::timeout(Duration::from_secs(2), call).await.ok()?;
         (answer.status == 200).then_some(())
     })
     .await;
+    assert!(Meters::of(&admin).await.get("accept_errors_total") >= 1.0);
     for door in DOORS {
         post(&program, door, body("Hi", door.rsplit('/').next().unwrap()))
             .await
@@ -894,8 +903,8 @@ mod a_slow_disk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_nobody_reads_holds_up_no_request_and_no_stop() {
     let upstream = Upstream::always(openai::answer(&["Yes"])).await;
-    let (folder, port) = (tempfile::tempdir().unwrap(), reserved_port());
-    let place = port.local_addr().unwrap();
+    let (folder, port, admin_port) = (tempfile::tempdir().unwrap(), reserved_port(), reserved_port());
+    let (place, admin) = (port.local_addr().unwrap(), admin_port.local_addr().unwrap());
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
     command
         .current_dir(folder.path())
@@ -909,6 +918,7 @@ async fn a_log_that_nobody_reads_holds_up_no_request_and_no_stop() {
         .env("SLUICEGATE_MODEL", "openai/test-model");
     command
         .env("SLUICEGATE__SERVER__LISTEN", place.to_string())
+        .env("SLUICEGATE__SERVER__ADMIN_LISTEN", admin.to_string())
         .env("SLUICEGATE__LOG__FILTER", "trace")
         .kill_on_drop(true);
     let mut child = command.spawn().expect("the program starts");
@@ -933,6 +943,7 @@ async fn a_log_that_nobody_reads_holds_up_no_request_and_no_stop() {
         assert!(began.elapsed() < PATIENCE * 2, "{:?}", began.elapsed());
     };
     crowd().await;
+    assert!(Meters::of(&admin).await.get("log_dropped_total") >= 1.0);
     // Somebody reads again: what is missing is said.
     let mut log = child.stderr.take().expect("piped");
     let mut text = Vec::new();

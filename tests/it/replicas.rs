@@ -512,8 +512,8 @@ async fn a_turn_waits_for_the_disk_and_a_beginning_does_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_turn_whose_acknowledgement_is_lost_is_written_once() {
     let Some(database) = Database::make().await else { return };
-    let proxy = Proxy::before(&database).await;
-    let store = store::open(&proxy.url(&database)).await.unwrap();
+    let (proxy, meters) = (Proxy::before(&database).await, Arc::default());
+    let store = store::open_counted(&proxy.url(&database), &meters).await.unwrap();
     for number in 0..3 {
         let record = run(&ada(), &id("s"), 1_000);
         let Begun::At(version) = alone(&store, &record).await else {
@@ -525,13 +525,20 @@ async fn a_turn_whose_acknowledgement_is_lost_is_written_once() {
         assert_eq!(status(&store, &record).await, RunStatus::Completed);
         assert_eq!(said(&store, &record).await.len(), 2 * (number + 1));
     }
+    let counted = meters.text();
+    assert!(counted.contains("sluicegate_store_reconnects_total 3\n"), "{counted}");
+    assert!(
+        counted.contains("sluicegate_commit_unknown_total 0\n"),
+        "it was asked: {counted}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_server_that_restarts_is_waited_for() {
     let Some(database) = Database::make().await else { return };
     let proxy = Proxy::before(&database).await;
-    let store = store::open(&proxy.url(&database)).await.unwrap();
+    let meters = Arc::default();
+    let store = store::open_counted(&proxy.url(&database), &meters).await.unwrap();
     let (record, other) = (run(&ada(), &id("s"), 1_000), run(&ada(), &id("t"), 1_000));
     let Begun::At(version) = alone(&store, &record).await else {
         panic!("nobody was there")
@@ -548,6 +555,8 @@ async fn a_server_that_restarts_is_waited_for() {
     );
     written.unwrap();
     assert!(matches!(begun, Begun::At(_)));
+    let counted = meters.text();
+    assert!(!counted.contains("sluicegate_store_reconnects_total 0\n"), "{counted}");
     assert_eq!(said(&store, &record).await.len(), 2);
 }
 
@@ -555,8 +564,8 @@ async fn a_server_that_restarts_is_waited_for() {
 async fn a_server_that_is_gone_or_silent_is_said_so_in_time_and_is_found_again() {
     let Some(database) = Database::make().await else { return };
     for mode in [Mode::Cut, Mode::Stall] {
-        let proxy = Proxy::before(&database).await;
-        let store = store::open(&proxy.url(&database)).await.unwrap();
+        let (proxy, meters) = (Proxy::before(&database).await, Arc::default());
+        let store = store::open_counted(&proxy.url(&database), &meters).await.unwrap();
         let s = id(&format!("{mode:?}"));
         let before = run(&ada(), &s, 1_000);
         let Begun::At(version) = alone(&store, &before).await else {
@@ -588,6 +597,9 @@ async fn a_server_that_is_gone_or_silent_is_said_so_in_time_and_is_found_again()
         );
         let told = [code(written), code(read), code(ready)];
         assert_eq!(told, [ErrorCode::StoreUnavailable; 3], "{mode:?}");
+        let counted = meters.text();
+        assert!(!counted.contains("sluicegate_commit_unknown_total 0\n"), "{counted}");
+        assert!(counted.contains("sluicegate_store_errors_total{"), "{counted}");
         proxy.be(Mode::Pass);
         let found = eventually("it is ready", async || store.ready().await.is_ok()).await;
         assert!(found < Duration::from_secs(6), "{mode:?}: {found:?}");

@@ -167,7 +167,7 @@ mod turns {
     async fn while_one_runs_the_others_are_told_which() {
         let gate = Gate::new("the end");
         let upstream = Upstream::always(Script::sse().role().say("a").wait(&gate).complete()).await;
-        let gateway = Gateway::with(&upstream).start().await;
+        let gateway = Gateway::with(&upstream).toml(meters::WATCHED).start().await;
         let mut active = post(&gateway, "/chat/sse", json!({"message": "Hi", "session_id": "s"})).await;
         let run = active.next_event().await.run_id;
         let body = json!({"message": "Me too", "session_id": "s"});
@@ -195,6 +195,8 @@ mod turns {
             .expect(409)
             .await;
         assert_eq!(by_query.problem_object().await["run_id"], run);
+        let counted = Meters::of(&gateway.admin()).await;
+        assert_eq!(counted.get("session_conflicts_total"), 9.0);
         // Another session is not busy.
         let other = post(&gateway, "/chat/sse", json!({"message": "Hi", "session_id": "t"}))
             .await
