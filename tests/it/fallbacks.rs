@@ -23,7 +23,7 @@ fallbacks = ["second/other-model"]
 allowed_models = ["openai/named"]
 "#
     ));
-    recipe.start().await
+    recipe.toml(meters::WATCHED).start().await
 }
 
 #[tokio::test]
@@ -44,6 +44,15 @@ async fn a_provider_that_fails_before_its_first_word_is_replaced() {
         assert_eq!(second.requests()[0].json["model"], "other-model");
         let run = format!("/runs/{}", answer["run_id"].as_str().unwrap());
         assert_eq!(get(&gateway, &run).await.json().await["model"], "second/other-model");
+        // One call failed, the run did not, and it counts as the second one's.
+        let counted = Meters::of(&gateway.admin()).await;
+        let of = |name: &str, provider: &str| counted.sum_of(name, &format!("provider=\"{provider}\""));
+        let errors = ["openai", "second"].map(|provider| of("upstream_errors_total", provider));
+        assert_eq!((errors, of("runs_total", "second")), ([1.0, 0.0], 1.0), "{status}");
+        assert_eq!(
+            (counted.sum("runs_total"), counted.sum("upstream_retries_total")),
+            (1.0, 0.0)
+        );
     }
 }
 
@@ -82,6 +91,7 @@ async fn a_provider_that_fails_ten_times_is_left_alone() {
     let gateway = Gateway::with(&upstream)
         .fast()
         .toml("[providers.openai]\nmax_retries = 0")
+        .toml(meters::WATCHED)
         .start()
         .await;
     for _ in 0..12 {
@@ -91,6 +101,9 @@ async fn a_provider_that_fails_ten_times_is_left_alone() {
         assert_eq!(answer.problem().await, "upstream_overloaded");
     }
     assert_eq!(upstream.calls(), 10);
+    let counted = Meters::of(&gateway.admin()).await;
+    let failed = |kind: &str| counted.sum_of("upstream_errors_total", &format!("kind=\"{kind}\""));
+    assert_eq!(["overloaded", "resting"].map(failed), [10.0, 2.0]);
 }
 
 #[tokio::test]
