@@ -344,7 +344,7 @@ url = "http://{host}:{port}/weather/{{city}}"
         Ends::Well(..) => ("completed", ""),
         Ends::Aborted(code) | Ends::Refused(code) => ("failed", *code),
     };
-    let wrong = oracle::Wrong {
+    let wrong = meters::Wrong {
         failed: code.starts_with("upstream_"),
         ..Default::default()
     };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{KEY, PATIENT, WORDS};
-use crate::house::oracle::Wrong;
+use crate::house::meters::Wrong;
 use crate::house::{Billed, Dialect, Gate, RunEnding, Script, Step};
 
 /// What comes of it.

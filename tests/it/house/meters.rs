@@ -3,10 +3,21 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::{eventually, get};
+use super::get;
 
 /// What a recipe needs for it.
 pub(crate) const WATCHED: &str = "[server]\nadmin_listen = \"127.0.0.1:0\"";
+
+/// What is counted of a provider that did wrong in one run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wrong {
+    /// Whether a call failed in the end.
+    pub(crate) failed: bool,
+    /// As what, where that is one word.
+    pub(crate) kind: Option<&'static str>,
+    /// Why it was asked again, and how often.
+    pub(crate) again: Option<(&'static str, u8)>,
+}
 
 /// The meters at a moment: every series with its value.
 #[derive(Debug)]
@@ -62,11 +73,30 @@ impl Meters {
         &self.text
     }
 
-    /// Waits until a series has this value.
-    #[track_caller]
-    pub(crate) fn reach(admin: SocketAddr, series: &str, value: f64) -> impl Future<Output = ()> {
-        eventually(format!("{series} to be {value}"), async move || {
-            (Self::of(&admin).await.get(series) == value).then_some(())
-        })
+    /// One run has been counted since then, as one that ended so, and of what providers did wrong in it exactly this.
+    pub(crate) fn assert_one_run_since(&self, before: &Self, status: &str, wrong: &Wrong) {
+        let more = |name: &str, label: &str| self.sum_of(name, label) - before.sum_of(name, label);
+        let label = |name: &str, value: &str| format!("{name}=\"{value}\"");
+        let runs = (more("runs_total", ""), more("runs_total", &label("outcome", status)));
+        assert_eq!(runs, (1.0, 1.0), "runs in all and {status}\n{}", self.text());
+        let errors = "upstream_errors_total";
+        assert_eq!(
+            more(errors, ""),
+            f64::from(u8::from(wrong.failed)),
+            "failures\n{}",
+            self.text()
+        );
+        if let Some(kind) = wrong.kind {
+            assert_eq!(more(errors, &label("kind", kind)), 1.0, "{kind}\n{}", self.text());
+        }
+        let (reason, times) = wrong.again.unwrap_or_default();
+        let again = "upstream_retries_total";
+        assert_eq!(more(again, ""), f64::from(times), "repetitions\n{}", self.text());
+        assert_eq!(
+            more(again, &label("reason", reason)),
+            f64::from(times),
+            "{reason}\n{}",
+            self.text()
+        );
     }
 }

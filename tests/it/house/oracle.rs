@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::Row as _;
 
+use super::meters::Wrong;
 use super::{Gateway, Meters, Place, Process, Reader, Upstream, eventually, get, log, within};
 
 /// How soon an upstream must be let go of once its run has ended.
@@ -60,17 +61,6 @@ pub(crate) enum Billed {
     OneCall,
     /// One, and the provider said nothing of its cost.
     OneCallEstimated,
-}
-
-/// What is counted of a provider that did wrong in one run.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Wrong {
-    /// Whether a call failed in the end.
-    pub(crate) failed: bool,
-    /// As what, where that is one word.
-    pub(crate) kind: Option<&'static str>,
-    /// Why it was asked again, and how often.
-    pub(crate) again: Option<(&'static str, u8)>,
 }
 
 /// A gateway that can be looked at from all sides.
@@ -242,29 +232,7 @@ impl<'a, G: Watched> Oracle<'a, G> {
             panic!("a gateway whose meters can be read")
         };
         let now = Meters::of(admin).await;
-        let more = |name: &str, label: &str| now.sum_of(name, label) - before.sum_of(name, label);
-        let label = |name: &str, value: &str| format!("{name}=\"{value}\"");
-        let runs = (more("runs_total", ""), more("runs_total", &label("outcome", status)));
-        assert_eq!(runs, (1.0, 1.0), "runs in all and {status}\n{}", now.text());
-        let errors = "upstream_errors_total";
-        assert_eq!(
-            more(errors, ""),
-            f64::from(u8::from(wrong.failed)),
-            "failures\n{}",
-            now.text()
-        );
-        if let Some(kind) = wrong.kind {
-            assert_eq!(more(errors, &label("kind", kind)), 1.0, "{kind}\n{}", now.text());
-        }
-        let (reason, times) = wrong.again.unwrap_or_default();
-        let again = "upstream_retries_total";
-        assert_eq!(more(again, ""), f64::from(times), "repetitions\n{}", now.text());
-        assert_eq!(
-            more(again, &label("reason", reason)),
-            f64::from(times),
-            "{reason}\n{}",
-            now.text()
-        );
+        now.assert_one_run_since(before, status, wrong);
         self.told.push_str(now.text());
     }
 
