@@ -296,6 +296,9 @@ impl Runs {
         );
         let (provider, _) = run.model.split_once('/').unwrap_or_default();
         self.meters.run_ended(Outcome::Failed, &run.agent, provider, took);
+        if let Some(common) = &self.common {
+            common.drop_out(run.id);
+        }
         self.registry.release(run, false);
         let ended = Ended {
             status: RunStatus::Failed,

@@ -1,9 +1,9 @@
 //! What a fault of ours costs: the run that it happened in, and nothing else.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -20,11 +20,15 @@ use crate::{
         Settings, ToolChoice, Usage,
     },
     error::{Error, ErrorCode},
+    limit::Common,
     provider::{ChunkStream, Provider, ProviderError, Providers, Unsupported},
     store::{
         ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session,
-        SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due,
-        memory::Memory, session::Loaded,
+        SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
+        artifact::Due,
+        memory::Memory,
+        session::Loaded,
+        tally::{Counted, Counting, Place, Tally},
     },
 };
 
@@ -185,6 +189,60 @@ async fn a_store_that_panics_at_the_end_leaves_no_reader_waiting_and_no_session_
         assert_eq!(ended(&next).await.0, RunStatus::Completed);
     }
     runs.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_end_panics_gives_its_place_at_all_gateways_back() {
+    let (store, tally) = (Arc::new(Brittle::default()), Arc::new(Seats::default()));
+    let common = Arc::new(Common::new(tally.clone()));
+    common.begin().await;
+    let mut runs = runs(store.clone());
+    Arc::get_mut(&mut runs).expect("it is new").common = Some(common.clone());
+    let tended = tokio::spawn(async move { common.tend().await });
+    let start = async || {
+        let mut order = order("s", "Hi");
+        let permit = Arc::make_mut(&mut order.permit);
+        permit.concurrent_runs = 1;
+        runs.start(order).await
+    };
+    for _ in 0..3 {
+        store.breaks.store(true, Relaxed);
+        let bad = start().await.unwrap();
+        assert_eq!(ended(&bad).await.1, Some(ErrorCode::Internal));
+        tokio::time::sleep(Duration::from_millis(1)).await; // nobody waits for it
+        assert!(tally.0.lock().unwrap().is_empty(), "its place is held for ever");
+        let next = start().await.unwrap();
+        assert_eq!(ended(&next).await.0, RunStatus::Completed);
+    }
+    tended.abort();
+    runs.drain(Duration::ZERO).await;
+}
+
+/// A tally that knows places only, for one caller.
+#[derive(Default)]
+struct Seats(Mutex<HashSet<RunId>>);
+
+impl Tally for Seats {
+    fn ready(&self) -> Later<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn count<'a>(&'a self, _: &'a Principal, _: u32, window: Duration) -> Later<'a, Counted> {
+        Box::pin(std::future::ready(Ok(Counted::Out(window))))
+    }
+    fn enter<'a>(&'a self, place: &'a Place, limit: usize, _: Counting, _: Duration) -> Later<'a, bool> {
+        let mut seats = self.0.lock().unwrap();
+        let room = seats.len() < limit && seats.insert(place.run);
+        Box::pin(std::future::ready(Ok(room)))
+    }
+    fn stay<'a>(&'a self, places: &'a [Place], _: Duration) -> Later<'a, ()> {
+        self.0.lock().unwrap().extend(places.iter().map(|place| place.run));
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn leave<'a>(&'a self, places: &'a [Place]) -> Later<'a, ()> {
+        let mut seats = self.0.lock().unwrap();
+        seats.retain(|run| places.iter().all(|place| place.run != *run));
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 type Later<'a, T> = BoxFuture<'a, Result<T, Error>>;
