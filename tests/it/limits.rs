@@ -184,6 +184,7 @@ mod rate {
         refused(web.post(&gateway, "/chat/sse", hi()).await, 429, "rate_limited").await;
         let id = format!("{run}:0");
         let again = |call: Call| web.on(call.header("Last-Event-ID", &id)).to(&gateway);
+        let by_query = format!("/chat/sse?last_event_id={}", id.replace(':', "%3A"));
         for _ in 0..20 {
             for call in [
                 Call::get("/chat/sse?message=Hi"),
@@ -194,7 +195,6 @@ mod rate {
                 assert_eq!(standing(&answer).1, 0, "and it is told how it stands");
                 assert_eq!(answer.next_event().await.event, "token");
             }
-            let by_query = format!("/chat/sse?last_event_id={}", id.replace(':', "%3A"));
             let answer = web.get(&gateway, &by_query).await.expect(200).await;
             assert_eq!(answer.read_as(Reader::after(&id)).next_event().await.event, "token");
             web.get(&gateway, &format!("/runs/{run}/events"))
@@ -206,10 +206,13 @@ mod rate {
         for call in [
             Call::post("/chat/sse").json(&hi()).header("Last-Event-ID", ""),
             Call::get("/chat/sse?message=Hi&last_event_id="),
-            Call::get("/chat/sse?message=Hi&last_event_id=x").header("Last-Event-ID", ""),
+            Call::get("/chat/sse?message=Hi&last_event_id=").header("Last-Event-ID", ""),
         ] {
             refused(web.on(call).to(&gateway).await, 429, "rate_limited").await;
         }
+        // An empty header says nothing; what the query says counts.
+        let by_query = Call::get(&by_query).header("Last-Event-ID", "");
+        web.on(by_query).to(&gateway).await.expect(200).await;
         for _ in 0..3 {
             let cancel = Call::post(&format!("/runs/{run}/cancel"));
             web.on(cancel).to(&gateway).await.expect(200).await;
