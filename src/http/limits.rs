@@ -25,12 +25,25 @@ pub(super) struct Told(Arc<OnceLock<Standing>>);
 /// # Errors
 /// `rate_limited`.
 pub(super) async fn count(caller: &Caller, parts: &Parts, front: &Front) -> Result<(), Error> {
+    counted(caller, errand(parts), parts, front).await
+}
+
+/// Counts a request that comes with a ticket. What the ticket is for was asked for when it was made; but who tries it again
+/// and again is to have a bound.
+///
+/// # Errors
+/// `rate_limited`.
+pub(super) async fn count_ticket(caller: &Caller, parts: &Parts, front: &Front) -> Result<(), Error> {
+    counted(caller, Errand::Return, parts, front).await
+}
+
+async fn counted(caller: &Caller, errand: Errand, parts: &Parts, front: &Front) -> Result<(), Error> {
     if caller.requests_per_minute == 0 {
         return Ok(());
     }
     let verdict = front
         .limiter
-        .admit(&caller.principal, caller.requests_per_minute, errand(parts))
+        .admit(&caller.principal, caller.requests_per_minute, errand)
         .await?;
     if let Some(told) = parts.extensions.get::<Told>() {
         let _ = told.0.set(verdict.standing);

@@ -21,7 +21,7 @@ use super::{
     Front,
     auth::{self, Caller, Proof, keys},
     error::Refusal,
-    format,
+    format, limits,
 };
 use crate::{
     chat::RunId,
@@ -116,6 +116,7 @@ impl FromRequestParts<Front> for Visitor {
         if other.is_some_and(|other| other.principal != record.principal) {
             return Err(invalid().into());
         }
+        limits::count_ticket(&caller, parts, front).await?;
         let principal = record.principal;
         Ok(Self {
             caller,

@@ -237,6 +237,24 @@ mod rate {
         web.get(&gateway, "/agents").await.expect(200).await;
     }
 
+    #[tokio::test]
+    async fn who_comes_with_a_ticket_is_somebody_who_comes_back() {
+        let web = Key::of("web", "requests_per_minute = 1");
+        let gateway = Gateway::with(&closed_port()).toml(&web.toml).start().await;
+        let issued = web.post(&gateway, "/tickets", json!({})).await.expect(201).await;
+        let ticket = issued.json().await["ticket"].as_str().unwrap().to_owned();
+        // Each of these comes to nothing, so the ticket could be tried for ever.
+        let try_it = Call::get(&format!(
+            "/runs/0199f0c2-7d1e-7a34-9c55-0b6f6f1f2a11/events?ticket={ticket}"
+        ));
+        let mut connection = Connection::open(&gateway).await;
+        for at in 0..601 {
+            let answer = connection.call(try_it.clone()).await;
+            assert_eq!(answer.status, if at < 600 { 404 } else { 429 }, "{at}");
+            connection = answer.body_and_connection().await.1;
+        }
+    }
+
     /// A minute that is waited for, because nothing else shows that it ends: three times the limit gets the limit.
     #[tokio::test]
     async fn after_a_minute_there_is_room_again_for_as_many() {
