@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sluicegate::{chat::ArtifactId, http};
 
 use crate::house::{
-    Call, Connection, Gate, Gateway, Place, Process, Response, Script, Upstream, gateway::Recipe, get, openai,
+    Call, Connection, Gate, Gateway, Place, Process, Response, Script, Upstream, gateway::Recipe, get, openai, post,
 };
 
 const ALICE: &str = "alice-canary-7f3a";
@@ -535,6 +535,30 @@ async fn callers_without_a_key_are_admitted_beside_those_with_one_if_that_is_sai
     assert_eq!(wrong.expect(401).await.problem().await, "auth_invalid");
     let hers = Call::get("/sessions").key(ALICE).to(&place).await.expect(200).await;
     assert_eq!(hers.json().await["sessions"], json!([]));
+}
+
+/// Behind a proxy on its own machine a gateway listens on loopback, and the world calls.
+#[tokio::test]
+async fn who_is_called_by_a_name_of_the_worlds_is_not_one_persons_own() {
+    let upstream = Upstream::always(openai::answer(&["Hi"])).await;
+    let named = Gateway::with(&upstream).toml("[server]\ntrusted_hosts = [\"ai.example\"]");
+    let mixed = of_two(&upstream).toml("[auth]\nallow_anonymous = true");
+    for recipe in [named, mixed] {
+        let gateway = recipe.start().await;
+        let ask = async |body: Value| post(&gateway, "/chat", body).await;
+        let first = ask(json!({"message": "Hi"})).await.expect(200).await.json().await;
+        let listed = get(&gateway, "/sessions").await.expect(403).await;
+        assert_eq!(listed.problem().await, "forbidden");
+        // A name that somebody else may think of as well.
+        let chosen = ask(json!({"message": "Hi", "session_id": "mine"})).await;
+        assert_eq!(chosen.expect(404).await.problem().await, "not_found");
+        let made = post(&gateway, "/sessions", json!({"session_id": "mine"})).await;
+        assert_eq!(made.expect(404).await.problem().await, "not_found");
+        let mine = json!({"message": "Hi", "session_id": first["session_id"]});
+        ask(mine).await.expect(200).await.json().await;
+    }
+    let own = Gateway::with(&upstream).start().await;
+    get(&own, "/sessions").await.expect(200).await;
 }
 
 #[tokio::test]

@@ -72,6 +72,13 @@ impl Access {
         self.allow_anonymous || !self.guarded()
     }
 
+    /// Whether those who do not say who they are may be many: where the gateway listens beyond loopback, or is called there
+    /// by another's name, as behind a proxy, or knows callers by their keys beside them.
+    #[must_use]
+    pub fn crowded(&self) -> bool {
+        !self.loopback || self.guarded() || !self.names.trusted.is_empty()
+    }
+
     /// Whether anybody who reaches it could use it, although nobody said so.
     #[must_use]
     pub fn exposed(&self) -> bool {
@@ -193,7 +200,7 @@ pub(super) fn owner(ticket: &TicketRecord, front: &Front) -> Option<Caller> {
 fn nobody(access: &Access) -> Caller {
     Caller {
         principal: Principal::anonymous(),
-        shared: !access.loopback,
+        shared: access.crowded(),
         permit: access.anonymous.permit.clone(),
         requests_per_minute: access.anonymous.requests_per_minute,
         proof: Proof::Nobody,
