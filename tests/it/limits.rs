@@ -681,6 +681,55 @@ mod in_a_fleet {
         assert!(tally.enter(&seat("d"), 2, Counting::All, keep).await.unwrap());
         assert!(!tally.enter(&seat("e"), 2, Counting::All, keep).await.unwrap());
     }
+
+    /// What was written by a clock that has been set back since is of a time that comes only in an hour.
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_keeps_nobody_out() {
+        let Some(redis) = shared() else { return };
+        let (_, tally): (_, Arc<dyn Tally>) = open_relay(&redis).unwrap().unwrap();
+        tally.ready().await.unwrap();
+        let (who, minute, keep) = (
+            Principal::named(&somebody()),
+            Duration::from_secs(60),
+            Duration::from_secs(15),
+        );
+        let whole = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, who.as_str().as_bytes());
+        let print: String = whole.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let client = ::redis::Client::open(redis).unwrap();
+        let mut server = client.get_multiplexed_async_connection().await.unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let later = now + Duration::from_secs(3600);
+        for command in [
+            ::redis::cmd("RPUSH")
+                .arg(format!("sluicegate:asked:{print}"))
+                .arg(later.as_micros().to_string())
+                .arg(later.as_micros().to_string()),
+            ::redis::cmd("ZADD")
+                .arg(format!("sluicegate:places:{print}"))
+                .arg((later + keep).as_millis().to_string())
+                .arg("a gateway's that died/"),
+        ] {
+            command.exec_async(&mut server).await.unwrap();
+        }
+        for left in [1, 0] {
+            let counted = tally.count(&who, 2, minute).await.unwrap();
+            assert!(
+                matches!(counted, Counted::In { remaining, reset } if remaining == left && reset <= minute),
+                "{counted:?}"
+            );
+        }
+        assert!(matches!(tally.count(&who, 2, minute).await.unwrap(), Counted::Out(_)));
+        let seat = || Seat {
+            principal: who.clone(),
+            run: RunId::new(),
+            session: None,
+        };
+        assert!(tally.enter(&seat(), 1, Counting::All, keep).await.unwrap());
+        assert!(!tally.enter(&seat(), 1, Counting::All, keep).await.unwrap());
+    }
 }
 
 mod overload {

@@ -24,12 +24,16 @@ use crate::{
 const AT_ONCE: usize = 500;
 
 /// The last `limit` times decide, so that a call costs little however many there are; the oldest go a hundred at a time.
+/// Where the server's clock was set back, by more than a moment, what it wrote before is of a time to come, and would keep
+/// its caller out until then: it is forgotten.
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local limit, window = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+local newest = redis.call('LINDEX', KEYS[1], -1)
+if newest and newest - now > 1000000 then redis.call('DEL', KEYS[1]) end
 for _ = 1, 100 do
   local first = redis.call('LINDEX', KEYS[1], 0)
   if not first or now - first < window then break end
@@ -46,7 +50,8 @@ return {math.max(0, limit - held), window - (now - oldest)}",
     )
 });
 
-/// Places whose end has come are nobody's. A run that interrupts does not count those of its own session.
+/// Places whose end has come are nobody's, nor are those that end later than any could: the clock was set back, and who has
+/// one asks for it again soon. A run that interrupts does not count those of its own session.
 static ENTER: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -54,6 +59,7 @@ local limit, keep, member, own = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.0f', now + keep + 1000), '+inf')
 local held = redis.call('ZCARD', KEYS[1])
 if held >= limit and own ~= '' then
   for _, other in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
