@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, Version},
     response::{IntoResponse, Response},
 };
+use serde::Deserialize;
 
 use super::{
     Front,
@@ -213,7 +214,12 @@ pub(super) fn data(query: &mut Query) -> Result<Option<Data>, Error> {
 /// The form of the data that a repeated body asks for; anything else in it has no meaning any more.
 async fn data_of_body(request: Request<Body>, front: &Front) -> Result<Data, Error> {
     let body = body::bytes(request, &front.settings).await?;
-    let value: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
-    let json = value.as_ref().and_then(|v| v.get("format")).and_then(|f| f.as_str()) == Some("json");
+    let json = serde_json::from_slice(&body).is_ok_and(|Repeated { format }| format == "json");
     Ok(if json { Data::Json } else { Data::Raw })
+}
+
+/// What is looked at in a repeated body. What is not is not kept either: as values, a body takes much more room than as bytes.
+#[derive(Deserialize)]
+struct Repeated {
+    format: String,
 }

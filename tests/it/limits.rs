@@ -859,6 +859,30 @@ mod overload {
         assert_eq!(answer.expect(422).await.problem().await, "message_too_long");
     }
 
+    /// Of a body that comes again only one word is looked at: all of it as values would be twenty times as much.
+    #[tokio::test]
+    async fn a_body_that_comes_again_takes_no_more_room_than_its_bytes() {
+        let upstream = Upstream::always(openai::answer(&["Hel", "lo"])).await;
+        let program = Gateway::with(&upstream).spawn().await;
+        let peak = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib = line.expect("a kernel that tells").trim().trim_end_matches(" kB");
+            kib.parse::<u64>().unwrap() >> 10
+        };
+        let first = post(&program, "/chat", hi()).await.expect(200).await.json().await;
+        let before = peak();
+        let body = format!(r#"{{"x":[{}1],"format":"json"}}"#, "1,".repeat(4_000_000));
+        let again = Call::post("/chat/sse").body(body);
+        let id = format!("{}:0", first["run_id"].as_str().unwrap());
+        let answer = again.header("Last-Event-ID", &id).to(&program).await.expect(200).await;
+        let mut answer = answer.read_as(Reader::after(&id).json_tokens());
+        let token = answer.next_event_named("token").await;
+        assert!(token.data.starts_with('{'), "{token:?}");
+        let grown = peak() - before;
+        assert!(grown < 64, "8 MiB took {grown} MiB");
+    }
+
     /// Who is refused before its body was read is still sending it.
     #[tokio::test]
     async fn a_refusal_is_read_by_who_sends_all_before_it_reads() {
