@@ -5,6 +5,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// The number that no event has: what JSON's readers can count to.
+const MAX_SEQ: u64 = 1 << 53;
+
 /// A run's id: a UUIDv7, so that ids sort by the time of their making.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -94,7 +97,7 @@ impl FromStr for EventId {
         }
         Ok(Self {
             run: run.parse()?,
-            seq: seq.parse().map_err(|_| Malformed)?,
+            seq: seq.parse().ok().filter(|seq| *seq < MAX_SEQ).ok_or(Malformed)?,
         })
     }
 }
@@ -185,6 +188,7 @@ mod tests {
             &format!("{run}:+1"),
             &format!("{run}:{}", "9".repeat(21)),
             &format!("{run}:99999999999999999999"),
+            &format!("{run}:{MAX_SEQ}"),
             &format!("{run}:1 "),
             &format!("{}:1", run.to_string().to_uppercase()),
         ] {

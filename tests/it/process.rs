@@ -309,6 +309,10 @@ mod killed {
             };
             call.header("Last-Event-ID", &id).to(&program).await
         };
+        // That is the client's word; but a number that no event has is nobody's.
+        for seq in [u64::MAX, u64::MAX - 1, 1 << 53] {
+            assert_eq!(resume("GET", seq).await.status, 400, "{seq}");
+        }
         for door in ["GET", "POST", "events"] {
             let told = resume(door, 2).await.expect(200).await.transcript().await;
             assert_eq!(
