@@ -90,7 +90,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         settings: Arc::new(FrontSettings {
             max_body: settings.max_body,
             max_headers: settings.listener.max_headers,
-            room: Room::new(settings.body_memory, runs.meters.clone()),
+            room: Room::new(settings.body_memory, settings.max_body, runs.meters.clone()),
             body_timeout: settings.body_timeout,
             heartbeat: settings.heartbeat,
             detach_grace: settings.detach_grace,

@@ -2,8 +2,9 @@
 
 use std::{
     cell::Cell,
+    collections::HashMap,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,10 +18,11 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::FrontSettings;
 use crate::{
+    chat::Principal,
     error::{Error, ErrorCode},
     meters::{Meters, Shed},
 };
@@ -37,47 +39,73 @@ const ROOM_TIME: Duration = Duration::from_millis(40);
 const DRAIN_BYTES: usize = 2 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// The room for all bodies that are being read.
+/// The room for all bodies that are being read. One caller's have half of it at most, or room for one, so that who sends
+/// slowly keeps nobody else out.
 #[derive(Clone, Debug)]
 pub struct Room {
-    left: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+    share: usize,
+    /// The shares of those who have something of theirs.
+    shares: Arc<Mutex<HashMap<Principal, Weak<Semaphore>>>>,
     meters: Arc<Meters>,
 }
 
 impl Room {
-    /// For so many bytes together, beside the first few of each.
+    /// For so many bytes together, beside the first few of each, of which the longest has `max_body`.
     #[must_use]
-    pub fn new(bytes: usize, meters: Arc<Meters>) -> Self {
+    pub fn new(bytes: usize, max_body: usize, meters: Arc<Meters>) -> Self {
+        let whole = (bytes >> 10).min(Semaphore::MAX_PERMITS);
         Self {
-            left: Arc::new(Semaphore::new((bytes >> 10).min(Semaphore::MAX_PERMITS))),
+            all: Arc::new(Semaphore::new(whole)),
+            share: (whole / 2).max(max_body.div_ceil(1024)).min(whole),
+            shares: Arc::default(),
             meters,
         }
+    }
+
+    fn share_of(&self, who: &Principal) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get(who).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(self.share));
+        shares.insert(who.clone(), Arc::downgrade(&share));
+        share
     }
 }
 
 /// A body's part of the room, as it grows.
 #[derive(Default)]
 struct Part {
-    held: Option<OwnedSemaphorePermit>,
+    /// Of its caller's share, and of all.
+    held: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 impl Part {
     /// Makes it large enough for a body of so many bytes.
-    async fn grow(&mut self, room: &Room, bytes: usize) -> Result<(), Error> {
+    async fn grow(&mut self, room: &Room, who: &Principal, bytes: usize) -> Result<(), Error> {
         let due = bytes.saturating_sub(FREE).div_ceil(1024);
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let held = self.held.as_ref().map_or(0, |[own, _]| own.num_permits());
         let Some(more) = u32::try_from(due.saturating_sub(held)).ok().filter(|more| *more > 0) else {
             return Ok(());
         };
-        let more = tokio::time::timeout(ROOM_TIME, room.left.clone().acquire_many_owned(more)).await;
-        let Ok(Ok(more)) = more else {
+        // First its own, so that who has had enough does not stand in the line for what is all's.
+        let taken = async {
+            let own = room.share_of(who).acquire_many_owned(more).await?;
+            Ok::<_, AcquireError>([own, room.all.clone().acquire_many_owned(more).await?])
+        };
+        let Ok(Ok([own, all])) = tokio::time::timeout(ROOM_TIME, taken).await else {
             room.meters.shed(Shed::Bodies);
             let full = Error::new(ErrorCode::Overloaded, "This gateway is reading as much as it can.");
             return Err(full.retry_after(Duration::from_secs(1)));
         };
         match &mut self.held {
-            Some(held) => held.merge(more),
-            none => *none = Some(more),
+            Some([held_own, held_all]) => {
+                held_own.merge(own);
+                held_all.merge(all);
+            }
+            none => *none = Some([own, all]),
         }
         Ok(())
     }
@@ -87,9 +115,9 @@ impl Part {
 ///
 /// # Errors
 /// Everything that keeps it from being a value.
-pub async fn json(request: Request<Body>, settings: &FrontSettings) -> Result<Value, Error> {
+pub async fn json(request: Request<Body>, who: &Principal, settings: &FrontSettings) -> Result<Value, Error> {
     media_type(request.headers())?;
-    let (bytes, _part) = read(request, settings).await?;
+    let (bytes, _part) = read(request, who, settings).await?;
     parse(&bytes)
 }
 
@@ -97,11 +125,11 @@ pub async fn json(request: Request<Body>, settings: &FrontSettings) -> Result<Va
 ///
 /// # Errors
 /// Over a limit, too slow, broken off, or encoded.
-pub async fn bytes(request: Request<Body>, settings: &FrontSettings) -> Result<Bytes, Error> {
-    Ok(read(request, settings).await?.0)
+pub async fn bytes(request: Request<Body>, who: &Principal, settings: &FrontSettings) -> Result<Bytes, Error> {
+    Ok(read(request, who, settings).await?.0)
 }
 
-async fn read(request: Request<Body>, settings: &FrontSettings) -> Result<(Bytes, Part), Error> {
+async fn read(request: Request<Body>, who: &Principal, settings: &FrontSettings) -> Result<(Bytes, Part), Error> {
     let (parts, mut body) = request.into_parts();
     let mut codings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
     if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -131,7 +159,7 @@ async fn read(request: Request<Body>, settings: &FrontSettings) -> Result<(Bytes
                 if whole.len() + data.len() > settings.max_body {
                     return Err(too_large());
                 }
-                part.grow(&settings.room, whole.len() + data.len()).await?;
+                part.grow(&settings.room, who, whole.len() + data.len()).await?;
                 whole.extend_from_slice(&data);
             }
         }

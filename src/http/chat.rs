@@ -62,7 +62,7 @@ pub async fn sse(
     if let Some(id) = last_event_id(request.headers(), query.take("last_event_id"))? {
         let data = match data {
             Some(data) => data,
-            None => data_of_body(request, &front).await?, // a reconnect repeats the body
+            None => data_of_body(request, &caller, &front).await?, // a reconnect repeats the body
         };
         return resume(&front, &caller, id, data, &request_id).await;
     }
@@ -171,7 +171,7 @@ pub(super) async fn ordered(
         front.runs.open()?; // who comes again with a key needs no room
     }
     let trace = request.extensions().get::<TraceContext>().copied();
-    let body = body::json(request, &front.settings).await?;
+    let body = body::json(request, &caller.principal, &front.settings).await?;
     let (order, data) = order::from_body(body, key, door, caller, front.settings.detach_grace)?;
     Ok((Order { trace, ..order }, data))
 }
@@ -212,8 +212,8 @@ pub(super) fn data(query: &mut Query) -> Result<Option<Data>, Error> {
 }
 
 /// The form of the data that a repeated body asks for; anything else in it has no meaning any more.
-async fn data_of_body(request: Request<Body>, front: &Front) -> Result<Data, Error> {
-    let body = body::bytes(request, &front.settings).await?;
+async fn data_of_body(request: Request<Body>, caller: &Caller, front: &Front) -> Result<Data, Error> {
+    let body = body::bytes(request, &caller.principal, &front.settings).await?;
     let json = serde_json::from_slice(&body).is_ok_and(|Repeated { format }| format == "json");
     Ok(if json { Data::Json } else { Data::Raw })
 }

@@ -43,7 +43,7 @@ pub async fn create(
     let body = if nothing {
         serde_json::json!({})
     } else {
-        body::json(request, &front.settings).await?
+        body::json(request, &caller.principal, &front.settings).await?
     };
     let mut fields = Fields::of_body(body)?;
     let id = fields

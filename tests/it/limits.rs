@@ -859,6 +859,51 @@ mod overload {
         assert_eq!(answer.expect(422).await.problem().await, "message_too_long");
     }
 
+    #[tokio::test]
+    async fn one_callers_slow_bodies_leave_room_for_the_others() {
+        let upstream = Upstream::always(openai::answer(&["a"])).await;
+        let (slow, other) = (Key::of("slow", ""), Key::of("other", ""));
+        let gateway = Gateway::with(&upstream)
+            .toml("[server]\nmax_body = \"256KiB\"\n[limits]\nbody_memory = \"1MiB\"")
+            .toml(&slow.toml)
+            .toml(&other.toml)
+            .start()
+            .await;
+        let body = json!({"message": "x".repeat(200 << 10)}).to_string();
+        // More than there is room for, and none of them comes to its end.
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            let mut connection = Connection::open(&gateway).await;
+            let head = format!(
+                "POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Api-Key: {}\r\n\
+                 Content-Length: {}\r\n\r\n",
+                slow.key,
+                body.len()
+            );
+            connection.send_raw(format!("{head}{}", &body[..body.len() - 10])).await;
+            held.push(connection);
+        }
+        let ask = |key: &Key| {
+            key.on(Call::post("/chat")
+                .body(body.clone())
+                .header("Content-Type", "application/json"))
+        };
+        let crowded = eventually("the slow ones' bodies to be there", async || {
+            let answer = ask(&slow).to(&gateway).await;
+            Some(answer).filter(|answer| answer.status == 503)
+        });
+        refused(crowded.await, 503, "overloaded").await;
+        for _ in 0..3 {
+            ask(&other).to(&gateway).await.expect(200).await.json().await;
+        }
+        drop(held);
+        eventually("room for the slow one again", async || {
+            let answer = ask(&slow).to(&gateway).await;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
     /// Of a body that comes again only one word is looked at: all of it as values would be twenty times as much.
     #[tokio::test]
     async fn a_body_that_comes_again_takes_no_more_room_than_its_bytes() {
