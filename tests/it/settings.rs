@@ -806,7 +806,7 @@ async fn a_gateway_that_anybody_could_reach_does_not_start_by_accident() {
         !folder.path().join("data").exists(),
         "a gateway that does not start leaves nothing"
     );
-    let toml = "[server]\nlisten = \"0.0.0.0:0\"\n[store]\nurl = \"memory:\"\n[auth]\nallow_anonymous = true";
+    let toml = "[server]\nlisten = \"0.0.0.0:0\"\nadmin_listen = \"\"\n[store]\nurl = \"memory:\"\n[auth]\nallow_anonymous = true";
     let open = sluicegate::app::serve(Settings::from_toml(toml).unwrap())
         .await
         .unwrap();
