@@ -436,6 +436,7 @@ mod the_program {
             .env_clear()
             .env("PATH", env!("PATH"))
             .env("OPENAI_API_KEY", "test-key")
+            .env("SLUICEGATE__SERVER__ADMIN_LISTEN", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
