@@ -1,9 +1,9 @@
 #![no_main]
-#![allow(dead_code, reason = "each target is one of these")]
+#![allow(dead_code, unused_imports, reason = "each target is one of these")]
 
 use futures_util::{FutureExt, StreamExt, stream};
 
-#[path = "../../tests/it/properties/bodies.rs"]
+#[path = "../../tests/it/properties/bodies/mod.rs"]
 mod bodies;
 
 /// Somebody else's reader of event streams.

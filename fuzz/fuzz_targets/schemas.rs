@@ -1,7 +1,7 @@
 #![no_main]
-#![allow(dead_code, reason = "each target is one of these")]
+#![allow(dead_code, unused_imports, reason = "each target is one of these")]
 
-#[path = "../../tests/it/properties/bodies.rs"]
+#[path = "../../tests/it/properties/bodies/mod.rs"]
 mod bodies;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::schemas(bytes));
