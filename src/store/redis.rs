@@ -1,6 +1,6 @@
 //! Redis or Valkey as a relay: a stream for every run, and one for the calls to stop.
 //!
-//! The only place that knows the `redis` crate; what gateways count together is in [`tally`]. Reading blocks its
+//! The only place that knows the `redis` crate; what gateways count together is in `redis/tally.rs`. Reading blocks its
 //! connection, so it has one of its own; whatever is awaited has a deadline. Keys begin with `sluicegate:` and expire by themselves.
 
 use std::{collections::HashMap, time::Duration};

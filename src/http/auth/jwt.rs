@@ -1,7 +1,7 @@
 //! Tokens of an issuer (JWT, RFC 7519): whether one is good, and whose it is.
 //!
 //! The only place that knows `jsonwebtoken`. What a token says of keys (`jwk`, `jku`, `x5u`, `x5c`) is not listened to: keys
-//! are those that the issuer publishes ([`super::jwks`]). Only what a key pair signed is taken, so that a public key is
+//! are those that the issuer publishes (`jwks.rs`). Only what a key pair signed is taken, so that a public key is
 //! never a secret; and whatever is wrong with a token, its caller learns no more than that it is not valid.
 
 use std::sync::Arc;
