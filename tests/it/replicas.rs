@@ -359,33 +359,52 @@ async fn what_is_erased_here_is_not_half_made_there() {
     let Some(database) = Database::make().await else { return };
     let (here, there) = (open(&database).await, open(&database).await);
     let mut db = database.look().await;
-    let (mut erased_first, mut made_first) = (0, 0);
     for round in 0..60 {
         let s = id(&format!("s{round}"));
         let record = run(&ada(), &s, 1_000);
         assert!(matches!(alone(&here, &record).await, Begun::At(_)));
-        let file = file(&record);
-        let ada = ada();
-        let ((), announced) = tokio::join!(
-            async {
-                tokio::time::sleep(Duration::from_micros(fastrand::u64(0..1_500))).await;
-                there.delete(&ada, &s).await.unwrap();
-            },
-            async { here.announce(&file, i64::MAX).await.unwrap() && here.keep(&file, None).await.unwrap() },
-        );
-        match announced {
-            true => made_first += 1,
-            false => erased_first += 1,
-        }
+        let (file, ada) = (file(&record), ada());
+        let erase = async { there.delete(&ada, &s).await.unwrap() };
+        let make = async { here.announce(&file, i64::MAX).await.unwrap() && here.keep(&file, None).await.unwrap() };
+        let late = async |is_late| match is_late {
+            true => tokio::time::sleep(Duration::from_micros(fastrand::u64(0..1_500))).await,
+            false => (),
+        };
+        // One after the other, either way; then together, either a little late.
+        let made = match round {
+            0 => {
+                erase.await;
+                let made = make.await;
+                assert!(!made, "made for a session that is gone");
+                made
+            }
+            1 => {
+                let made = make.await;
+                assert!(made);
+                erase.await;
+                made
+            }
+            _ => {
+                let side = fastrand::bool();
+                let made = async {
+                    late(side).await;
+                    make.await
+                };
+                let erased = async {
+                    late(!side).await;
+                    erase.await
+                };
+                tokio::join!(made, erased).0
+            }
+        };
         assert_eq!(here.artifact(&ada, file.artifact.id).await.unwrap(), None);
         let kept: i64 =
             sqlx::query_scalar("SELECT count(*) FROM artifacts WHERE erase_after IS NULL OR session_id IS NOT NULL")
                 .fetch_one(&mut db)
                 .await
                 .unwrap();
-        assert_eq!(kept, 0, "{announced}: nobody would ever erase it");
+        assert_eq!(kept, 0, "{made}: nobody would ever erase it");
     }
-    assert!(erased_first > 0, "{erased_first} {made_first}");
     // Nor does a session expire under a run that begins.
     for round in 0..60 {
         let s = id(&format!("e{round}"));
