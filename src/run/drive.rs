@@ -196,7 +196,8 @@ impl Runs {
             usage: Some(driven.turn.usage.clone()),
             calls: driven.turn.calls.clone(),
             error: error.as_ref().and_then(|error| serde_json::to_value(error).ok()),
-            done: Some(Box::new(done.clone())),
+            // Only what is kept is written down; an answer is long.
+            done: run.session_id.as_ref().map(|_| Box::new(done.clone())),
         };
         let written = match run.session_id {
             Some(_) => self.write(run, status, &end, commit).await,
