@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::house;
 
 pub(crate) mod bodies;
+mod foreign;
 
 /// What happens to bytes on their way.
 #[derive(Clone, Debug)]
@@ -165,7 +166,7 @@ proptest! {
 
     #[test]
     fn another_reader_reads_what_was_said(bytes in bytes_like(vec![b"Hel\xfflo,\r\xff\nworld\xff\xff\r\n".to_vec(), b"data: x\n\nevent: done\ndata: {}\xff : \xff\xef\xbb\xbf".to_vec()])) {
-        bodies::encoder(&bytes, sse_events);
+        bodies::encoder(&bytes, foreign::sse_events);
     }
 
     #[test]
@@ -180,28 +181,6 @@ proptest! {
     fn schemas_cost_what_they_weigh(bytes in bytes_like(traps())) {
         bodies::schemas(&bytes);
     }
-}
-
-/// Somebody else's reader of event streams.
-fn sse_events(pieces: Vec<Vec<u8>>) -> Vec<(String, String, String)> {
-    use futures_util::{FutureExt, StreamExt, stream};
-    let pieces = stream::iter(
-        pieces
-            .into_iter()
-            .map(|piece| Ok::<_, std::io::Error>(bytes::Bytes::from(piece))),
-    );
-    let events = sse_stream::SseByteStream::new(pieces).collect::<Vec<_>>();
-    let events = events.now_or_never().expect("nothing to wait for").into_iter();
-    let events = events.map(|event| event.expect("an event"));
-    events
-        .map(|event| {
-            (
-                event.id.unwrap_or_default(),
-                event.event.unwrap_or_default(),
-                event.data.unwrap_or_default(),
-            )
-        })
-        .collect()
 }
 
 fn requests() -> Vec<Vec<u8>> {
