@@ -366,9 +366,10 @@ async fn what_is_erased_here_is_not_half_made_there() {
         let (file, ada) = (file(&record), ada());
         let erase = async { there.delete(&ada, &s).await.unwrap() };
         let make = async { here.announce(&file, i64::MAX).await.unwrap() && here.keep(&file, None).await.unwrap() };
-        let late = async |is_late| match is_late {
-            true => tokio::time::sleep(Duration::from_micros(fastrand::u64(0..1_500))).await,
-            false => (),
+        let late = async |is_late| {
+            if is_late {
+                tokio::time::sleep(Duration::from_micros(fastrand::u64(0..1_500))).await;
+            }
         };
         // One after the other, either way; then together, either a little late.
         let made = match round {
