@@ -67,6 +67,19 @@ impl Fleet {
     }
 }
 
+/// A provider that says two words to everybody, and a third one to "finish", behind the gate.
+async fn who_finishes_or_hangs(gate: &Gate) -> Upstream {
+    let gate = gate.clone();
+    Upstream::answering(move |request| {
+        let begun = Script::sse().role().say("one ").say("two ");
+        match question(request).as_str() {
+            "finish" => begun.wait(&gate).say("three").complete(),
+            _ => begun.hang(),
+        }
+    })
+    .await
+}
+
 fn events(run: &str) -> Call {
     Call::get(&format!("/runs/{run}/events"))
 }

@@ -2,7 +2,9 @@
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
-use crate::house::{Call, Gate, Gateway, Process, Reader, Response, Script, Upstream, eventually, get, openai, post};
+use crate::house::{
+    Call, Gate, Gateway, Process, Reader, Response, Script, Transcript, Upstream, eventually, get, openai, post,
+};
 
 fn key(name: &str) -> String {
     of(name, name)
@@ -38,6 +40,11 @@ fn ask(ticket: &str, more: &str) -> Call {
     Call::get(&format!("/chat/sse?message=Hi&ticket={ticket}{more}"))
 }
 
+/// What is told to who comes with a ticket.
+async fn told(gateway: &impl crate::house::Place, ticket: &str, more: &str) -> Transcript {
+    ask(ticket, more).to(gateway).await.expect(200).await.transcript().await
+}
+
 /// The one answer to a ticket that is no good.
 async fn refused(answer: Response) -> Value {
     assert_eq!(answer.headers.get("www-authenticate"), Some("Bearer"));
@@ -63,13 +70,7 @@ async fn a_ticket_is_for_one_run_of_whoever_made_it() {
             == "auth_missing"
     );
 
-    let told = ask(&ticket_, "&session_id=s")
-        .to(&gateway)
-        .await
-        .expect(200)
-        .await
-        .transcript()
-        .await;
+    let told = told(&gateway, &ticket_, "&session_id=s").await;
     assert_eq!(
         (told.text().as_str(), told.terminal().event.as_str()),
         ("Hello", "done")
@@ -200,13 +201,7 @@ async fn of_those_who_come_at_once_with_a_ticket_one_starts_a_run() {
     }
     assert_eq!((runs.len(), upstream.calls()), (1, 1));
     // and for as long as the log is kept.
-    let told = ask(&ticket_, "&key=k")
-        .to(&gateway)
-        .await
-        .expect(200)
-        .await
-        .transcript()
-        .await;
+    let told = told(&gateway, &ticket_, "&key=k").await;
     assert_eq!(told.text(), "Hello");
     assert_eq!(upstream.calls(), 1);
     refused(ask(&ticket_, "&key=other").to(&gateway).await).await;
@@ -229,22 +224,10 @@ async fn a_run_that_failed_is_not_started_again_by_its_ticket() {
     let upstream = Upstream::always(Script::sse().role().say("Hel").cut()).await;
     let gateway = house(&upstream).await;
     let ticket_ = ticket(&gateway, "ada").await;
-    let first = ask(&ticket_, "&key=k")
-        .to(&gateway)
-        .await
-        .expect(200)
-        .await
-        .transcript()
-        .await;
+    let first = told(&gateway, &ticket_, "&key=k").await;
     assert_eq!(first.terminal().event, "error");
     let calls = upstream.calls();
-    let again = ask(&ticket_, "&key=k")
-        .to(&gateway)
-        .await
-        .expect(200)
-        .await
-        .transcript()
-        .await;
+    let again = told(&gateway, &ticket_, "&key=k").await;
     assert_eq!(again.codes(), first.codes());
     assert_eq!(again.last_id(), first.last_id());
     assert_eq!(upstream.calls(), calls);
@@ -287,13 +270,7 @@ async fn a_ticket_whose_run_did_not_start_has_not_been_used() {
     }
     gate.open();
     first.transcript().await;
-    let told = ask(&ticket_, "&session_id=s")
-        .to(&gateway)
-        .await
-        .expect(200)
-        .await
-        .transcript()
-        .await;
+    let told = told(&gateway, &ticket_, "&session_id=s").await;
     assert_eq!(told.terminal().event, "done");
     refused(ask(&ticket_, "&session_id=s").to(&gateway).await).await;
 }
@@ -335,7 +312,7 @@ async fn a_ticket_lives_through_a_restart_and_dies_with_its_key() {
     let mut next = tickets.into_iter();
     let mut next = || next.next().unwrap();
     let used = next();
-    let told = ask(&used, "").to(&gateway).await.expect(200).await.transcript().await;
+    let told = told(&gateway, &used, "").await;
     let run = told.events[0].json()["run_id"].as_str().unwrap().to_owned();
     gateway.stop().await;
 
@@ -403,7 +380,7 @@ async fn where_nobody_has_a_key_tickets_are_taken_all_the_same() {
         .as_str()
         .unwrap()
         .to_owned();
-    ask(&first, "").to(&gateway).await.expect(200).await.transcript().await;
+    told(&gateway, &first, "").await;
     refused(ask(&first, "").to(&gateway).await).await;
     refused(ask("x", "").to(&gateway).await).await;
     // They are not to fill the store.
@@ -430,13 +407,7 @@ async fn no_ticket_and_no_key_is_in_the_log() {
     ];
     let mut gateway = Process::start(&env, &[]).await; // with the demo
     let ticket_ = ticket(&gateway, "canary-key").await;
-    ask(&ticket_, "")
-        .to(&gateway)
-        .await
-        .expect(200)
-        .await
-        .transcript()
-        .await;
+    told(&gateway, &ticket_, "").await;
     refused(ask(&ticket_, "").to(&gateway).await).await;
     let url = get(&gateway, "/chat/sse?message=Hi&api_key=canary-key")
         .await

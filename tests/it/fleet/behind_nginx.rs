@@ -5,20 +5,7 @@ use crate::browser::behind_nginx::Nginx;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_settings_that_are_shipped_a_death_is_noticed_by_nobody_but_its_own_runs() {
     let gate = Gate::new("a gateway is dead");
-    let upstream = Upstream::answering({
-        let gate = gate.clone();
-        move |request| match question(request).as_str() {
-            "finish" => Script::sse()
-                .role()
-                .say("one ")
-                .say("two ")
-                .wait(&gate)
-                .say("three")
-                .complete(),
-            _ => Script::sse().role().say("one ").say("two ").hang(),
-        }
-    })
-    .await;
+    let upstream = who_finishes_or_hangs(&gate).await;
     let Some(mut fleet) = Fleet::of(2, &upstream, &[]).await else {
         return;
     };

@@ -162,20 +162,7 @@ async fn what_only_its_own_readers_were_told_is_not_taken_for_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_is_told_to_stop_tells_those_who_read_elsewhere() {
     let gate = Gate::new("the signal");
-    let upstream = Upstream::answering({
-        let gate = gate.clone();
-        move |request| match question(request).as_str() {
-            "finish" => Script::sse()
-                .role()
-                .say("one ")
-                .say("two ")
-                .wait(&gate)
-                .say("three")
-                .complete(),
-            _ => Script::sse().role().say("one ").say("two ").hang(),
-        }
-    })
-    .await;
+    let upstream = who_finishes_or_hangs(&gate).await;
     let settings = [("RUNS__DRAIN", "500ms")];
     let Some(mut fleet) = Fleet::of(2, &upstream, &settings).await else {
         return;
