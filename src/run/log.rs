@@ -5,6 +5,7 @@
 //! `max_output`, so a slow reader costs nothing but its own place.
 
 use std::{
+    mem::replace,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -201,10 +202,13 @@ impl Log {
         self.held.fetch_add(shelf.bytes - before, Ordering::Relaxed);
         let ended = shelf.ended;
         if ended {
-            // It is kept for a while, and will not grow.
-            shelf.text.shrink_to_fit();
-            shelf.thoughts.shrink_to_fit();
-            shelf.entries.shrink_to_fit();
+            // It is kept for a while, and will not grow. Copied rather than shrunk: what is cut off behind a piece that
+            // stays is a hole in which nothing fits.
+            shelf.text = shelf.text.as_str().to_owned();
+            shelf.thoughts = shelf.thoughts.as_str().to_owned();
+            let entries = Vec::with_capacity(shelf.entries.len());
+            let grown = replace(&mut shelf.entries, entries);
+            shelf.entries.extend(grown);
         }
         for seat in &mut shelf.readers {
             if (ended || seat.interest == Interest::Every)
