@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use config::{Config, File, FileFormat};
+use config::{Config, File, FileFormat, ValueKind};
 use secrecy::SecretString;
 
 use crate::{
@@ -168,7 +168,9 @@ impl Settings {
                 .map_err(|e| wrong(e.to_string()))?;
         }
         let merged = builder.build().map_err(|e| wrong(e.to_string()))?;
+        let numbers = check_numbers(&merged.cache, "");
         let tree: Tree = serde_path_to_error::deserialize(merged.cache).map_err(|e| explain(&e))?;
+        numbers?; // a misspelled name is the better thing to be told
         tree.check(flags, environment)
     }
 
@@ -178,6 +180,23 @@ impl Settings {
     /// They cannot be written down.
     pub fn effective(&self) -> Result<String, ConfigError> {
         toml::to_string_pretty(&self.tree).map_err(|e| wrong(e.to_string()))
+    }
+}
+
+/// A number with a fraction where a whole one belongs would be rounded: half a run at a time to none, which is no limit.
+fn check_numbers(value: &config::Value, path: &str) -> Result<(), ConfigError> {
+    match &value.kind {
+        ValueKind::Table(table) => table.iter().try_for_each(|(name, value)| match name.as_str() {
+            "temperature" | "top_p" | "schema" | "parameters" => Ok(()), // here they have a meaning
+            _ if path.is_empty() => check_numbers(value, name),
+            _ => check_numbers(value, &format!("{path}.{name}")),
+        }),
+        ValueKind::Array(all) => {
+            let mut all = all.iter().enumerate();
+            all.try_for_each(|(at, value)| check_numbers(value, &format!("{path}[{at}]")))
+        }
+        ValueKind::Float(_) => Err(wrong(format!("{path}: expected a whole number"))),
+        _ => Ok(()),
     }
 }
 

@@ -156,6 +156,14 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ("[artifacts]\nmax_size = \"0\"", "artifacts.max_size"),
         ("[artifacts]\nmax_size = \"2GiB\"", "artifacts.max_size"),
         ("[artifacts]\nmax_per_run = -1", "artifacts.max_per_run"),
+        (
+            "[limits]\nconcurrent_runs = 0.4",
+            "limits.concurrent_runs: expected a whole number",
+        ),
+        (
+            "[[auth.keys]]\nname = \"a\"\nsha256 = \"ab\"\nrequests_per_minute = 1.5",
+            "auth.keys[0].requests_per_minute",
+        ),
         ("[artifacts]\nmax_per_rum = 1", "artifacts.max_per_run"),
         ("[runs]\non_cancel = \"canary-7f3a\"", "runs.on_cancel"),
         ("[server]\nlisten = \"canary-7f3a\"", "server.listen"),
