@@ -21,8 +21,9 @@ use crate::{
     store::tally::{Counting, Place, Tally},
 };
 
-/// How long a request waits for the tally.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long a request waits for the tally: longer than a machine that is busy takes to answer, because who does not wait
+/// lets in as many again.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a place is kept for a gateway that says nothing any more, and how often it is asked for again.
 const KEEP: Duration = Duration::from_secs(15);
 const RENEW: Duration = Duration::from_secs(5);
