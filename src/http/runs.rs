@@ -114,7 +114,6 @@ pub async fn events(
 pub async fn agents(_: format::TakesJson, State(front): State<Front>, caller: Caller) -> Response {
     let agents = &front.runs.agents;
     let permit = &caller.permit;
-    let usual = permit.usual(agents);
     let admitted = agents.all.values().filter(|agent| permit.admits(&agent.name));
     let all = admitted.map(|agent| AgentShown {
         name: &agent.name,
@@ -129,7 +128,7 @@ pub async fn agents(_: format::TakesJson, State(front): State<Front>, caller: Ca
             .into_iter()
             .map(|offer| offer.definition.name)
             .collect(),
-        default: agent.name == usual,
+        default: agent.name == agents.default,
     });
     Json(serde_json::json!({"agents": all.collect::<Vec<_>>()})).into_response()
 }

@@ -40,22 +40,12 @@ impl Permit {
         self.tools.iter().flatten().try_for_each(|pattern| tools.knows(pattern))
     }
 
-    /// Who is asked when nobody is named: the default agent; or, for a caller who may ask one agent only, that one.
-    #[must_use]
-    pub fn usual<'a>(&self, agents: &'a Agents) -> &'a str {
-        let mut admitted = agents.all.keys().filter(|name| self.admits(name));
-        match (admitted.next(), admitted.next()) {
-            (Some(only), None) => only,
-            _ => &agents.default,
-        }
-    }
-
     /// The agent that is asked, if the caller may ask it. Who may not, does not learn which there are.
     ///
     /// # Errors
     /// `forbidden`, `agent_unknown`.
     pub fn agent<'a>(&self, agents: &'a Agents, asked: Option<&str>) -> Result<&'a Arc<Agent>, Error> {
-        let name = asked.unwrap_or_else(|| self.usual(agents));
+        let name = asked.unwrap_or(&agents.default);
         if !self.admits(name) {
             let refused = Error::new(ErrorCode::Forbidden, "This key may not ask that agent.");
             return Err(Error {

@@ -459,7 +459,8 @@ async fn a_token_may_do_what_the_settings_say() {
         json!({"scp": ["chat"]}),
         json!({"scp": "chat write"}),
     ] {
-        ask(&of(has.clone())).to(&gateway).await.expect(200).await;
+        let asked = Call::post("/chat").json(&json!({"message": "Hi", "agent": "helper"}));
+        bearer(asked, &of(has.clone())).to(&gateway).await.expect(200).await;
         let agents = bearer(Call::get("/agents"), &of(has)).to(&gateway).await.json().await;
         let agents = agents["agents"].as_array().unwrap();
         assert_eq!((agents.len(), &agents[0]["name"]), (1, &json!("helper")));

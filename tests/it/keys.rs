@@ -373,7 +373,7 @@ async fn a_key_asks_the_agents_that_are_its() {
         }
     };
     for (key, agent, told) in [
-        ("one-key", None, "helper"),
+        ("one-key", None, "forbidden"), // it is not the default
         ("one-key", Some("helper"), "helper"),
         ("one-key", Some("assistant"), "forbidden"),
         ("one-key", Some("secret"), "forbidden"),

@@ -208,6 +208,9 @@ pub(super) fn keyed_rows() -> Vec<Row> {
             ));
         }
         let known = format!("{header}{NARROW}");
+        // Who names nobody asks the default agent, whatever else the key may.
+        let nobody = send("/chat", &[&known], GOOD);
+        rows.push(row(format!("B041 the default by {name}"), nobody, 403, "forbidden"));
         let foreign = r#"{"message":"Hi","agent":"assistant"}"#;
         for path in ["/chat", "/chat/stream", "/chat/sse", "/runs"] {
             let bytes = send(path, &[&known], foreign);
@@ -218,7 +221,11 @@ pub(super) fn keyed_rows() -> Vec<Row> {
         let get = ask("GET", "/chat/sse?message=Hi&agent=assistant", &[&known]);
         rows.push(row(format!("B041 GET by {name}"), get, 403, "forbidden"));
         // What another agent may ask is not for this one's callers.
-        let model = send("/chat", &[&known], r#"{"message":"Hi","model":"openai/other"}"#);
+        let model = send(
+            "/chat",
+            &[&known],
+            r#"{"message":"Hi","agent":"helper","model":"openai/other"}"#,
+        );
         rows.push(row(format!("B074 by {name}"), model, 422, "model_not_allowed"));
     }
     // A key in an address is refused though a good one is in its header; and a page elsewhere may not use what it knows.
