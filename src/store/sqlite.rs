@@ -24,7 +24,7 @@ use super::{
     },
 };
 use crate::{
-    chat::{ModelCall, Principal, RunId, SessionId},
+    chat::{Message, ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     meters::Meters,
 };
@@ -167,7 +167,7 @@ enum Op {
     End {
         run: RunId,
         status: RunStatus,
-        row: EndRow,
+        end: Box<RunEnd>,
         turn: Option<TurnRows>,
     },
     Create {
@@ -191,21 +191,13 @@ enum Op {
     Probe,
 }
 
-struct EndRow {
-    ended_at: i64,
-    last_seq: Option<i64>,
-    usage: Option<String>,
-    error: Option<String>,
-    done: Option<String>,
-    calls: Vec<ModelCall>,
-}
-
+/// A turn to add. Its texts are those that the run holds: JSON is made of them when it is their turn to be written.
 struct TurnRows {
     principal: Principal,
     session: SessionId,
     after_version: i64,
     status: &'static str,
-    bodies: Vec<String>,
+    messages: Vec<Message>,
 }
 
 impl Op {
@@ -259,7 +251,7 @@ impl Op {
                 .await?;
                 return Ok(version);
             }
-            Op::End { run, status, row, turn } => {
+            Op::End { run, status, end, turn } => {
                 if let Some(turn) = turn
                     && !turn.append(*run, now, db).await?
                 {
@@ -270,17 +262,17 @@ impl Op {
                      WHERE id = ? AND status = 'running'",
                 )
                 .bind(status.as_str())
-                .bind(row.ended_at)
-                .bind(row.last_seq)
-                .bind(&row.usage)
-                .bind(&row.error)
-                .bind(&row.done)
+                .bind(end.ended_at)
+                .bind(end.last_seq.and_then(|seq| i64::try_from(seq).ok()))
+                .bind(end.usage.as_ref().map(json))
+                .bind(end.error.as_ref().map(json))
+                .bind(end.done.as_ref().map(json))
                 .bind(run.to_string())
                 .execute(&mut *db)
                 .await?;
                 if ended.rows_affected() > 0 {
-                    for call in &row.calls {
-                        write_call(*run, call, row.ended_at, &mut *db).await?;
+                    for call in &end.calls {
+                        write_call(*run, call, end.ended_at, &mut *db).await?;
                     }
                 }
                 ended
@@ -328,7 +320,7 @@ impl Op {
 impl TurnRows {
     /// Adds the turn, if the session is still the one that was loaded.
     async fn append(&self, run: RunId, now: i64, db: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-        let count = self.bodies.len() as i64;
+        let count = self.messages.len() as i64;
         let moved = sqlx::query_scalar::<_, i64>(
             "UPDATE sessions SET version = max(version + 1, ?), message_count = message_count + ?, updated_at = ? \
              WHERE principal = ? AND id = ? AND version = ? \
@@ -344,7 +336,7 @@ impl TurnRows {
         .fetch_optional(&mut *db)
         .await?;
         let Some(total) = moved else { return Ok(false) };
-        for (at, body) in self.bodies.iter().enumerate() {
+        for (at, message) in self.messages.iter().enumerate() {
             sqlx::query("INSERT INTO messages (principal, session_id, seq, run_id, status, created_at, body) VALUES (?, ?, ?, ?, ?, ?, ?)")
                 .bind(self.principal.as_str())
                 .bind(self.session.as_str())
@@ -352,7 +344,7 @@ impl TurnRows {
                 .bind(run.to_string())
                 .bind(self.status)
                 .bind(now)
-                .bind(body)
+                .bind(json(message))
                 .execute(&mut *db)
                 .await?;
         }
@@ -662,22 +654,15 @@ impl RunStore for Sqlite {
         commit: Option<Commit<'a>>,
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            let row = EndRow {
-                ended_at: end.ended_at,
-                last_seq: end.last_seq.and_then(|seq| i64::try_from(seq).ok()),
-                usage: end.usage.as_ref().map(json),
-                error: end.error.as_ref().map(json),
-                done: end.done.as_ref().map(json),
-                calls: end.calls.clone(),
-            };
             let turn = commit.map(|commit| TurnRows {
                 principal: commit.principal.clone(),
                 session: commit.session.clone(),
                 after_version: commit.after_version,
                 status: status_word(commit.status),
-                bodies: commit.messages.iter().map(json).collect(),
+                messages: commit.messages.to_vec(),
             });
-            match self.write(Op::End { run, status, row, turn }).await? {
+            let end = Box::new(end.clone());
+            match self.write(Op::End { run, status, end, turn }).await? {
                 0 => Err(conflict()),
                 _ => Ok(()),
             }
