@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
 
-use super::{Agent, Kit, Turn};
+use super::{Agent, Kit, Listener, Turn};
 use crate::{
     chat::{Artifact, Event, ToolCall, ToolResult},
     telemetry::trace::Kind,
@@ -34,13 +34,7 @@ struct Outcome {
 }
 
 /// Answers a round's calls. Each result is told when it is there; the model gets them in the order of its calls.
-pub(super) async fn call(
-    agent: &Agent,
-    kit: &Kit<'_>,
-    calls: Vec<ToolCall>,
-    turn: &mut Turn,
-    say: &mut (impl FnMut(&mut Vec<Event>) + Send),
-) {
+pub(super) async fn call(agent: &Agent, kit: &Kit<'_>, calls: Vec<ToolCall>, turn: &mut Turn, ear: &mut impl Listener) {
     let mut events = Vec::new();
     let mut under_way = FuturesUnordered::new();
     for (at, call) in calls.iter().enumerate() {
@@ -74,13 +68,13 @@ pub(super) async fn call(
         }
     }
     if !events.is_empty() {
-        say(&mut events);
+        ear.hear(&mut events);
     }
     while let Some((call, files, outcome)) = under_way.next().await {
         count(kit, call, outcome.word);
         events.extend(files.into_iter().map(Event::Artifact));
         record(turn, call, outcome, &mut events);
-        say(&mut events);
+        ear.hear(&mut events);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The loop, and nothing but the loop: ask the model, run what it asks for, ask again, until it has said all.
 //!
-//! It does not know HTTP, sessions or stores; who listens gives it a closure.
+//! It does not know HTTP, sessions or stores; who runs it listens.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::{
-    chat::{Artifact, ResponseFormat, Settings},
+    chat::{Artifact, Event, ResponseFormat, Settings},
     error::{Error, ErrorCode},
     meters::Meters,
     telemetry::trace::Span,
@@ -68,6 +68,15 @@ pub struct Kit<'a> {
     pub meters: &'a Meters,
     /// The run, as part of a trace.
     pub span: &'a Span,
+}
+
+/// Who hears a turn as it happens.
+pub trait Listener: Send {
+    /// Is told what happened, in order.
+    fn hear(&mut self, events: &mut Vec<Event>);
+
+    /// The last so many bytes of the text that it heard: an answer is long, and is kept in one place.
+    fn heard(&self, bytes: usize) -> Arc<str>;
 }
 
 /// Where the files are kept that tools make.

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use super::{
-    Agent, Kit, ModelRef, Turn,
+    Agent, Kit, Listener, ModelRef, Turn,
     call::{ARGS_INVALID, call, refuse},
     form::fitted,
     next::{Next, next},
@@ -40,8 +40,8 @@ pub struct Bounds {
     pub include_reasoning: bool,
 }
 
-/// Answers the turn's last message. `say` is given every event as it happens, in batches. The future may be dropped at
-/// any moment; `turn` then stands where it was ([`Turn::close`]).
+/// Answers the turn's last message. `ear` is told every event as it happens, in batches. The future may be dropped at any
+/// moment; `turn` then stands where it was ([`Turn::close`]).
 ///
 /// # Errors
 /// The provider's, `output_limit`, and `output_invalid`.
@@ -51,12 +51,12 @@ pub async fn answer(
     bounds: Bounds,
     kit: &Kit<'_>,
     turn: &mut Turn,
-    say: &mut (impl FnMut(&mut Vec<Event>) + Send),
+    ear: &mut impl Listener,
 ) -> Result<(), Error> {
     loop {
         match next(&turn.request.messages) {
             Next::Stop => break,
-            Next::Call(calls) => call(agent, kit, calls, turn, say).await,
+            Next::Call(calls) => call(agent, kit, calls, turn, ear).await,
             Next::Ask if turn.tool_rounds > agent.max_tool_rounds => break, // it asked even without tools
             Next::Ask => {
                 if turn.rounds > 0 {
@@ -65,11 +65,30 @@ pub async fn answer(
                 if turn.tool_rounds == agent.max_tool_rounds {
                     turn.request.tools.clear(); // one last answer, without tools
                 }
-                ask(candidates, bounds, kit, turn, say).await?;
+                ask(candidates, bounds, kit, turn, ear).await?;
             }
         }
     }
     settle(candidates, bounds, kit, turn).await
+}
+
+/// Hears what nobody else is to hear.
+#[derive(Default)]
+struct Aside(String);
+
+impl Listener for Aside {
+    fn hear(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            if let Event::Text(text) = event {
+                self.0.push_str(&text);
+            }
+        }
+    }
+
+    fn heard(&self, bytes: usize) -> Arc<str> {
+        let from = self.0.len().saturating_sub(bytes);
+        self.0.get(from..).unwrap_or_default().into()
+    }
 }
 
 /// Reads the answer as data, where a form was asked for. One that does not fit is asked for once more; that answer is not
@@ -79,7 +98,7 @@ async fn settle(candidates: &[Candidate], bounds: Bounds, kit: &Kit<'_>, turn: &
     let mut reading = form.read(turn.last_words()).await;
     if let Err(why) = &reading {
         turn.begin_repair(form.complaint(why));
-        ask(candidates, bounds, kit, turn, &mut |events| events.clear()).await?;
+        ask(candidates, bounds, kit, turn, &mut Aside::default()).await?;
         turn.end_repair();
         reading = form.read(turn.last_words()).await;
     }
@@ -100,7 +119,7 @@ async fn ask(
     bounds: Bounds,
     kit: &Kit<'_>,
     turn: &mut Turn,
-    say: &mut (impl FnMut(&mut Vec<Event>) + Send),
+    ear: &mut impl Listener,
 ) -> Result<(), Error> {
     turn.rounds += 1;
     turn.round = Some(Round::default());
@@ -114,8 +133,9 @@ async fn ask(
         let round = turn.round.get_or_insert_default();
         let before = round.size();
         for chunk in batch {
-            round.push(&chunk);
+            let taken = round.push(&chunk);
             match chunk {
+                _ if !taken => {}
                 Chunk::Text(text) => events.push(Event::Text(text)),
                 Chunk::Reasoning(text) if bounds.include_reasoning => events.push(Event::Reasoning(text)),
                 _ => {}
@@ -130,7 +150,7 @@ async fn ask(
             });
         }
         if !events.is_empty() {
-            say(&mut events);
+            ear.hear(&mut events);
         }
         if turn.output() > bounds.max_output {
             return Err(Error::new(
@@ -140,7 +160,7 @@ async fn ask(
         }
     }
     drop((chunks, meter));
-    finish(turn, kit, say)?;
+    finish(turn, kit, ear)?;
     note(&mut span, turn);
     Ok(())
 }
@@ -215,7 +235,7 @@ fn begin(kit: &Kit<'_>, model: &ModelRef, provider: &dyn Provider) -> Span {
 }
 
 /// The round is over: its words and calls become a message.
-fn finish(turn: &mut Turn, kit: &Kit<'_>, say: &mut impl FnMut(&mut Vec<Event>)) -> Result<(), Error> {
+fn finish(turn: &mut Turn, kit: &Kit<'_>, ear: &mut impl Listener) -> Result<(), Error> {
     let round = turn.round.take().unwrap_or_default();
     let Some((reason, _)) = round.finish() else {
         return Err(Error::new(
@@ -225,7 +245,8 @@ fn finish(turn: &mut Turn, kit: &Kit<'_>, say: &mut impl FnMut(&mut Vec<Event>))
     };
     let kind = reason.kind;
     turn.count(&round);
-    let (text, mut asked, carry) = round.complete();
+    let text = ear.heard(round.text);
+    let (mut asked, carry) = round.complete();
     if turn.repairing() {
         asked.clear(); // there is nothing to call, whatever it asks for
     }
@@ -257,6 +278,6 @@ fn finish(turn: &mut Turn, kit: &Kit<'_>, say: &mut impl FnMut(&mut Vec<Event>))
         let why = "The arguments were not a JSON object; nothing was called.".to_owned();
         refuse(turn, kit, call, (ARGS_INVALID, why), &mut events);
     }
-    say(&mut events);
+    ear.hear(&mut events);
     Ok(())
 }

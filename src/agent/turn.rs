@@ -1,6 +1,8 @@
 //! One turn under way: what was said before, what this run adds, and how far it is. Whatever happens to the loop, a
 //! turn can be closed into well-formed messages.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -86,19 +88,15 @@ impl Turn {
         &self.request.messages[self.before..end]
     }
 
-    /// The text so far, over all rounds.
+    /// The text of all rounds that are over.
     #[must_use]
-    pub fn content(&self) -> String {
-        let mut content: String = self
-            .added()
-            .iter()
-            .filter(|m| m.role == Role::Assistant)
-            .map(|m| m.content.as_str())
-            .collect();
-        if let Some(round) = self.round.as_ref().filter(|_| self.repair.is_none()) {
-            content.push_str(&round.text);
+    pub fn content(&self) -> Arc<str> {
+        let added = self.added().iter().filter(|m| m.role == Role::Assistant);
+        let said: Vec<&Arc<str>> = added.map(|m| &m.content).filter(|text| !text.is_empty()).collect();
+        match said[..] {
+            [only] => only.clone(),
+            _ => said.iter().map(|text| &***text).collect::<String>().into(),
         }
-        content
     }
 
     /// What the model said last: its answer, if it is one.
@@ -140,13 +138,15 @@ impl Turn {
         self.produced + self.round.as_ref().map_or(0, Round::size)
     }
 
-    /// Ends a turn wherever it is, so that its messages are well-formed: what the model said so far is kept, calls that
-    /// were not complete are dropped, complete ones without a result get `why` as theirs.
-    pub fn close(&mut self, why: &str) {
+    /// Ends a turn wherever it is, so that its messages are well-formed: what the model said so far is kept (`heard`
+    /// gives that many of the last bytes), calls that were not complete are dropped, complete ones without a result get
+    /// `why` as theirs.
+    pub fn close(&mut self, why: &str, heard: impl FnOnce(usize) -> Arc<str>) {
         if let Some(round) = self.round.take() {
             self.count(&round);
-            if !round.text.is_empty() && self.repair.is_none() {
-                self.request.messages.push(Message::assistant(round.text, Vec::new()));
+            if round.text > 0 && self.repair.is_none() {
+                let words = heard(round.text);
+                self.request.messages.push(Message::assistant(words, Vec::new()));
             }
         }
         if let Some(question) = self.repair.take() {
@@ -189,9 +189,9 @@ impl Turn {
         let answers = &messages[asked + 1..];
         let behind = answers.iter().rev().take_while(|m| later(m)).count();
         let message = if ok {
-            Message::tool(&call.id, &result)
+            Message::tool(&call.id, &*result)
         } else {
-            Message::failure(&call.id, &result)
+            Message::failure(&call.id, &*result)
         };
         messages.insert(messages.len() - behind, message);
         let record = ToolRecord {
@@ -244,8 +244,8 @@ mod tests {
             name: "f".into(),
         });
         turn.round = Some(round);
-        assert_eq!(turn.content(), "Half");
-        turn.close("cut");
+        turn.close("cut", |bytes| "Half"[..bytes].into());
+        assert_eq!(&*turn.content(), "Half");
         assert_eq!(
             turn.added(),
             [Message::user("Now", vec![]), Message::assistant("Half", vec![])]
@@ -269,7 +269,7 @@ mod tests {
             .messages
             .push(Message::assistant("", vec![call("a"), call("b")]));
         turn.answer_call(&call("a"), true, "1".into(), 7);
-        turn.close("cut");
+        turn.close("cut", |_| unreachable!());
         assert_eq!(turn.added().last(), Some(&Message::failure("b", "cut")));
         assert_eq!(next(&turn.request.messages), Next::Ask);
         assert_eq!(turn.tools.iter().map(|t| t.ok).collect::<Vec<_>>(), [true, false]);
@@ -288,7 +288,7 @@ mod tests {
         for id in ["c", "a", "d", "b"] {
             turn.answer_call(&call(id), true, id.into(), 0);
         }
-        let told: String = turn.added()[2..].iter().map(|m| m.content.as_str()).collect();
+        let told: String = turn.added()[2..].iter().map(|m| &*m.content).collect();
         let recorded: String = turn.tools.iter().map(|t| t.result.as_str()).collect();
         assert_eq!((told.as_str(), recorded.as_str()), ("abcd", "abcd"));
     }
@@ -298,18 +298,18 @@ mod tests {
         let mut turn = turn();
         turn.request.messages.push(Message::assistant("wrong", vec![]));
         turn.begin_repair("Again!".into());
-        assert_eq!((turn.content().as_str(), turn.added().len()), ("wrong", 2));
+        assert_eq!((&*turn.content(), turn.added().len()), ("wrong", 2));
         let mut cut = Turn::new(turn.request.clone(), None);
         (cut.before, cut.repair) = (turn.before, turn.repair);
         cut.round = Some(Round::default());
         cut.round.as_mut().unwrap().push(&Chunk::Text("ri".into()));
-        cut.close("cut");
-        assert_eq!((cut.content().as_str(), cut.added().len()), ("wrong", 2));
+        cut.close("cut", |_| unreachable!());
+        assert_eq!((&*cut.content(), cut.added().len()), ("wrong", 2));
 
         turn.request.messages.push(Message::assistant("right", vec![]));
         turn.end_repair();
         assert_eq!(
-            (turn.content().as_str(), turn.added().len(), turn.repaired),
+            (&*turn.content(), turn.added().len(), turn.repaired),
             ("right", 2, true)
         );
         assert_eq!(turn.last_words(), "right");
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn a_turn_that_never_began_costs_nothing() {
         let mut turn = turn();
-        turn.close("cut");
+        turn.close("cut", |_| unreachable!());
         assert_eq!((turn.added().len(), turn.usage.input_tokens), (1, None));
     }
 }

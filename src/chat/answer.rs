@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Artifact, FinishKind, Message, RunId, SessionId, Usage};
 
@@ -18,7 +18,7 @@ pub struct Answer {
     /// `provider/model`, as configured, that answered.
     pub model: String,
     /// The text.
-    pub content: String,
+    pub content: Arc<str>,
     /// Why it ended; `None` only for an answer that did not get to its end (a cancelled or failed run's).
     pub finish_reason: Option<FinishKind>,
     /// Tokens, over all rounds.

@@ -9,8 +9,8 @@ use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage};
 /// A round under way.
 #[derive(Debug, Default)]
 pub struct Round {
-    /// The text so far.
-    pub text: String,
+    /// Bytes of text so far: whoever is told the words has them.
+    pub text: usize,
     /// Bytes of reasoning so far.
     pub reasoning: usize,
     calls: Vec<Draft>,
@@ -35,13 +35,13 @@ pub struct Asked {
 }
 
 impl Round {
-    /// Takes the next chunk. Chunks after the finish are ignored.
-    pub fn push(&mut self, chunk: &Chunk) {
+    /// Takes the next chunk. Chunks after the finish are ignored; whether this one was not.
+    pub fn push(&mut self, chunk: &Chunk) -> bool {
         if self.finish.is_some() {
-            return;
+            return false;
         }
         match chunk {
-            Chunk::Text(text) => self.text.push_str(text),
+            Chunk::Text(text) => self.text += text.len(),
             Chunk::Reasoning(text) => self.reasoning += text.len(),
             Chunk::ToolCallStart { id, name, .. } => {
                 self.calls.push(Draft {
@@ -58,12 +58,13 @@ impl Round {
             Chunk::Carry(carry) => self.carry.push(carry.clone()),
             Chunk::Finish { reason, usage } => self.finish = Some((reason.clone(), usage.clone())),
         }
+        true
     }
 
     /// Bytes that the model has produced in this round.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.text.len()
+        self.text
             + self.reasoning
             + self
                 .calls
@@ -78,10 +79,10 @@ impl Round {
         self.finish.as_ref()
     }
 
-    /// The round's text, its calls, and what its provider wants back. Of a round that was cut short by its limit or a filter the calls are not to be run,
-    /// and are not given.
+    /// The round's calls, and what its provider wants back. Of a round that was cut short by its limit or a filter the
+    /// calls are not to be run, and are not given.
     #[must_use]
-    pub fn complete(self) -> (String, Vec<Asked>, Vec<Carry>) {
+    pub fn complete(self) -> (Vec<Asked>, Vec<Carry>) {
         let asks = self
             .finish
             .as_ref()
@@ -94,7 +95,7 @@ impl Round {
             }
             calls.push(draft.parse());
         }
-        (self.text, calls, self.carry)
+        (calls, self.carry)
     }
 }
 
@@ -129,6 +130,16 @@ fn fit(name: &str) -> String {
     if name.is_empty() { "_".to_owned() } else { name }
 }
 
+/// The text in chunks.
+#[cfg(test)]
+pub(crate) fn words(chunks: &[Chunk]) -> String {
+    let text = |chunk: &Chunk| match chunk {
+        Chunk::Text(text) => Some(text.clone()),
+        _ => None,
+    };
+    chunks.iter().filter_map(text).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,10 +161,9 @@ mod tests {
             reason: FinishReason { kind, raw: None },
             usage: Usage::default(),
         });
-        round.push(&Chunk::Text("after the end".into()));
-        let (text, calls, _) = round.complete();
-        assert_eq!(text, "");
-        calls
+        assert!(!round.push(&Chunk::Text("after the end".into())));
+        assert_eq!(round.text, 0);
+        round.complete().0
     }
 
     #[test]

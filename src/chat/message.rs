@@ -1,5 +1,7 @@
 //! What was said: the messages of a session, as they are kept and as they are sent to a model.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -20,8 +22,8 @@ pub enum Role {
 pub struct Message {
     /// Whose words.
     pub role: Role,
-    /// The text; of a tool's message, its result.
-    pub content: String,
+    /// The text; of a tool's message, its result. Shared: an answer is long.
+    pub content: Arc<str>,
     /// What the assistant asked for.
     #[serde(default)]
     pub tool_calls: Vec<ToolCall>,
@@ -42,7 +44,7 @@ pub struct Message {
 impl Message {
     /// What the caller said.
     #[must_use]
-    pub fn user(content: impl Into<String>, attachments: Vec<Image>) -> Self {
+    pub fn user(content: impl Into<Arc<str>>, attachments: Vec<Image>) -> Self {
         Self {
             role: Role::User,
             content: content.into(),
@@ -56,7 +58,7 @@ impl Message {
 
     /// What the model said and asked for.
     #[must_use]
-    pub fn assistant(content: impl Into<String>, tool_calls: Vec<ToolCall>) -> Self {
+    pub fn assistant(content: impl Into<Arc<str>>, tool_calls: Vec<ToolCall>) -> Self {
         Self {
             role: Role::Assistant,
             content: content.into(),
@@ -70,7 +72,7 @@ impl Message {
 
     /// What a tool gave back.
     #[must_use]
-    pub fn tool(call_id: impl Into<String>, result: impl Into<String>) -> Self {
+    pub fn tool(call_id: impl Into<String>, result: impl Into<Arc<str>>) -> Self {
         Self {
             role: Role::Tool,
             content: result.into(),
@@ -84,7 +86,7 @@ impl Message {
 
     /// What a tool gave back that failed.
     #[must_use]
-    pub fn failure(call_id: impl Into<String>, why: impl Into<String>) -> Self {
+    pub fn failure(call_id: impl Into<String>, why: impl Into<Arc<str>>) -> Self {
         Self {
             failed: true,
             ..Self::tool(call_id, why)

@@ -235,7 +235,7 @@ mod tests {
     use futures_util::StreamExt;
 
     use super::*;
-    use crate::chat::{Settings, ToolCall, fold::Round};
+    use crate::chat::{Settings, ToolCall, fold::words};
 
     fn tool(name: &str, parameters: Value) -> ToolDefinition {
         ToolDefinition {
@@ -391,13 +391,13 @@ mod tests {
         };
         let demo = Demo { name: "demo".into() };
         assert_eq!(demo.check(&one), Ok(()));
-        let mut round = Round::default();
+        let mut said = String::new();
         let mut stream = demo.stream(&one).await.unwrap();
         while let Some(batch) = stream.next().await {
-            batch.unwrap().iter().for_each(|chunk| round.push(chunk));
+            said += &words(&batch.unwrap());
         }
         assert_eq!(
-            serde_json::from_str::<Value>(&round.text).unwrap(),
+            serde_json::from_str::<Value>(&said).unwrap(),
             json!({"answer": "Hello", "score": 3})
         );
         one.response_format = ResponseFormat::JsonObject;

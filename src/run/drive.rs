@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use super::{Ended, OnCancel, OnDisconnect, Run, Runs, recall::Recalled, shutting_down};
 use crate::{
     agent::{
-        self, Agent, Kit, Turn,
+        self, Agent, Kit, Listener, Turn,
         step::{Bounds, Candidate},
     },
     chat::{Answer, Artifact, Done, Event, ModelCall},
@@ -76,14 +76,14 @@ impl Runs {
             meters: &self.meters,
             span: &span,
         };
-        let mut say = |events: &mut Vec<Event>| self.say(&run, events.drain(..));
+        let mut ear = Ear { runs: &self, run: &run };
         let work = async {
             if let Recalled::Later(until) = recalled {
                 let (version, before, truncated) = Box::pin(self.called(&run, until)).await?;
                 turn.follow_on(before);
                 *recalled = Recalled::Now { version, truncated };
             }
-            agent::answer(agent, candidates, bounds, &kit, turn, &mut say).await
+            agent::answer(agent, candidates, bounds, &kit, turn, &mut ear).await
         };
         let work = AssertUnwindSafe(work).catch_unwind();
         let outcome = tokio::select! {
@@ -158,7 +158,9 @@ impl Runs {
         trace: Option<TraceContext>,
     ) {
         let turn = &mut driven.turn;
-        turn.close("The run was stopped before this call was made.");
+        turn.close("The run was stopped before this call was made.", |bytes| {
+            run.log.tail(bytes)
+        });
         let (status, error) = match outcome {
             Ok(()) => (RunStatus::Completed, None),
             Err((status, error)) => (status, Some(error)),
@@ -317,6 +319,22 @@ impl Runs {
             Ok(outcome) => outcome,
             Err(_) => Err(late()),
         }
+    }
+}
+
+/// Puts what happens into the run's log.
+struct Ear<'a> {
+    runs: &'a Runs,
+    run: &'a Run,
+}
+
+impl Listener for Ear<'_> {
+    fn hear(&mut self, events: &mut Vec<Event>) {
+        self.runs.say(self.run, events.drain(..));
+    }
+
+    fn heard(&self, bytes: usize) -> Arc<str> {
+        self.run.log.tail(bytes)
     }
 }
 

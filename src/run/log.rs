@@ -6,7 +6,7 @@
 
 use std::{
     mem::replace,
-    ops::Range,
+    ops::{Deref, Range},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -61,7 +61,7 @@ struct Shelf {
     /// The number of the first entry: 0, but for a log made from what a store kept.
     first: u64,
     entries: Vec<Entry>,
-    text: String,
+    text: Words,
     thoughts: String,
     bytes: usize,
     ended: bool,
@@ -69,6 +69,48 @@ struct Shelf {
     seats: u64,
     /// Since when nobody reads.
     vacant: Option<Instant>,
+}
+
+/// The answer's text.
+#[derive(Debug)]
+enum Words {
+    /// As long as more may come.
+    Growing(String),
+    /// Whole: the same piece that the run's result holds.
+    Whole(Arc<str>),
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self::Growing(String::new())
+    }
+}
+
+impl Deref for Words {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Growing(text) => text,
+            Self::Whole(text) => text,
+        }
+    }
+}
+
+impl Words {
+    fn push(&mut self, more: &str) {
+        if let Self::Growing(text) = self {
+            text.push_str(more);
+        }
+    }
+
+    /// A part of it; all of it is not copied again.
+    fn part(&self, part: Range<usize>) -> Arc<str> {
+        match self {
+            Self::Whole(text) if part == (0..text.len()) => text.clone(),
+            text => text[part].into(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -111,16 +153,16 @@ impl Lean {
     fn of(mut done: Done, text: &str) -> Self {
         let (mut messages, mut at) = (Vec::new(), 0);
         for (place, message) in done.answer.messages.iter_mut().enumerate() {
-            if message.role == Role::Assistant && text[at..].starts_with(&message.content) {
+            if message.role == Role::Assistant && text[at..].starts_with(&*message.content) {
                 let words = at..at + message.content.len();
                 at = words.end;
-                message.content = String::new();
+                message.content = Arc::default();
                 messages.push((place, words));
             }
         }
-        let content = done.answer.content == text;
+        let content = &*done.answer.content == text;
         if content {
-            done.answer.content = String::new();
+            done.answer.content = Arc::default();
         }
         Self {
             done,
@@ -130,13 +172,13 @@ impl Lean {
     }
 
     /// All of it again.
-    fn whole(&self, text: &str) -> Done {
+    fn whole(&self, text: &Words) -> Done {
         let mut done = self.done.clone();
         if self.content {
-            text.clone_into(&mut done.answer.content);
+            done.answer.content = text.part(0..text.len());
         }
         for (place, words) in &self.messages {
-            text[words.clone()].clone_into(&mut done.answer.messages[*place].content);
+            done.answer.messages[*place].content = text.part(words.clone());
         }
         done
     }
@@ -204,7 +246,7 @@ impl Log {
         if ended {
             // It is kept for a while, and will not grow. Copied rather than shrunk: what is cut off behind a piece that
             // stays is a hole in which nothing fits.
-            shelf.text = shelf.text.as_str().to_owned();
+            shelf.text = Words::Whole(shelf.text.part(0..shelf.text.len()));
             shelf.thoughts = shelf.thoughts.as_str().to_owned();
             let entries = Vec::with_capacity(shelf.entries.len());
             let grown = replace(&mut shelf.entries, entries);
@@ -243,7 +285,15 @@ impl Log {
     /// Whether the texts of all events together are this.
     #[must_use]
     pub fn says(&self, text: &str) -> bool {
-        self.shelf().text == text
+        &*self.shelf().text == text
+    }
+
+    /// The last so many bytes of the text.
+    #[must_use]
+    pub fn tail(&self, bytes: usize) -> Arc<str> {
+        let shelf = self.shelf();
+        let from = shelf.text.len().saturating_sub(bytes);
+        shelf.text.get(from..).unwrap_or_default().into()
     }
 
     /// The number that the next event will have.
@@ -363,13 +413,17 @@ impl Shelf {
         // Offsets fit: the configuration bounds an answer far below 4 GiB.
         let entry = match event {
             Event::Done(done) => {
+                let content = done.answer.content.clone();
                 let lean = Lean::of(*done, &self.text);
+                if lean.content {
+                    self.text = Words::Whole(content);
+                }
                 self.bytes += lean.size();
                 Entry::Done(Box::new(lean))
             }
             Event::Text(text) => {
                 let from = self.text.len() as u32;
-                self.text.push_str(&text);
+                self.text.push(&text);
                 self.bytes += text.len();
                 Entry::Text {
                     from,

@@ -340,9 +340,8 @@ fn kept(record: RunRecord) -> Option<Arc<Run>> {
         .as_ref()
         .filter(|_| record.status == RunStatus::Completed)
         .and_then(|end| end.done.clone())?;
-    let text = Some(done.answer.content.clone())
-        .filter(|text| !text.is_empty())
-        .map(Event::Text);
+    let text = Some(&done.answer.content).filter(|text| !text.is_empty());
+    let text = text.map(|text| Event::Text(text.to_string()));
     let events = [Event::Started].into_iter().chain(text).chain([Event::Done(done)]);
     Some(Run::kept(record, 0, events.collect()))
 }

@@ -69,7 +69,10 @@ async fn status(store: &Shared, run: &RunRecord) -> RunStatus {
 
 async fn said(store: &Shared, run: &RunRecord) -> Vec<String> {
     let messages = store.messages(&run.principal, &run.session_id, 0, 100).await.unwrap();
-    messages.into_iter().map(|stored| stored.message.content).collect()
+    messages
+        .into_iter()
+        .map(|stored| stored.message.content.to_string())
+        .collect()
 }
 
 /// Asks again until it is so.

@@ -259,7 +259,7 @@ pub(crate) async fn said(store: &Kept, principal: &Principal, id: &SessionId) ->
         .expect("a store that can be read");
     messages
         .into_iter()
-        .map(|stored| (stored.message.content, stored.status))
+        .map(|stored| (stored.message.content.to_string(), stored.status))
         .collect()
 }
 

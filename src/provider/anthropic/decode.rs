@@ -415,13 +415,13 @@ mod tests {
     /// `id name arguments` of every call, as they would be run.
     fn calls(chunks: &[Chunk]) -> Vec<String> {
         let mut round = Round::default();
-        chunks.iter().for_each(|chunk| round.push(chunk));
+        chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
         let show = |asked: crate::chat::fold::Asked| {
             assert!(asked.parsed);
             let call = asked.call;
             format!("{} {} {}", call.id, call.name, Value::Object(call.arguments))
         };
-        round.complete().1.into_iter().map(show).collect()
+        round.complete().0.into_iter().map(show).collect()
     }
 
     fn carried(chunks: &[Chunk]) -> Vec<Value> {

@@ -163,7 +163,7 @@ fn user(message: &Message) -> Vec<Value> {
 /// Words and calls, and between them, where it stood, the thinking that came with them.
 fn assistant<'a>(message: &'a Message, ids: &mut Ids<'a>) -> Vec<Value> {
     let mut blocks = Vec::new();
-    let content = message.content.as_str();
+    let content = &*message.content;
     let calls: Vec<Value> = message
         .tool_calls
         .iter()
@@ -250,7 +250,10 @@ fn fit(id: &str) -> String {
 mod tests {
     use super::*;
     use crate::{
-        chat::{Carry, Settings, ToolCall, fold::Round},
+        chat::{
+            Carry, Settings, ToolCall,
+            fold::{Round, words},
+        },
         provider::{anthropic::Anthropic, dialect::Dialect as _, golden::golden},
     };
 
@@ -318,9 +321,9 @@ mod tests {
         let answer = json!({"type": "message", "content": came, "stop_reason": "tool_use"});
         let chunks = Anthropic.whole(answer.to_string().as_bytes()).unwrap();
         let mut round = Round::default();
-        chunks.iter().for_each(|chunk| round.push(chunk));
-        let (text, asked, carry) = round.complete();
-        let kept = Message::assistant(text, asked.into_iter().map(|a| a.call).collect()).carrying(carry);
+        chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
+        let (asked, carry) = round.complete();
+        let kept = Message::assistant(words(&chunks), asked.into_iter().map(|a| a.call).collect()).carrying(carry);
         let stored: Message = serde_json::from_value(json!(kept)).unwrap();
         assert_eq!(json!(assistant(&stored, &mut Ids::default())), came);
     }

@@ -326,14 +326,14 @@ mod tests {
         }
         decoder.end(&mut chunks).unwrap();
         let mut round = crate::chat::fold::Round::default();
-        chunks.iter().for_each(|chunk| round.push(chunk));
-        let (text, asked, carry) = round.complete();
+        chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
+        let (asked, carry) = round.complete();
         let calls: Vec<ToolCall> = asked.into_iter().map(|asked| asked.call).collect();
         let results = [
             Message::tool(calls[1].id.clone(), "[5]"),
             Message::tool(calls[0].id.clone(), "{\"sum\": 4}"),
         ];
-        let said = Message::assistant(text, calls).carrying(carry);
+        let said = Message::assistant(crate::chat::fold::words(&chunks), calls).carrying(carry);
         // Kept in a session and read again.
         let said: Message = serde_json::from_str(&serde_json::to_string(&said).unwrap()).unwrap();
         let [first, second] = results;

@@ -140,7 +140,7 @@ fn user(message: &Message) -> Value {
 /// An answer as the items that it was; without a layout of this provider's, its text and then its calls.
 fn assistant(message: &Message, from: Option<&str>, input: &mut Vec<Value>) {
     let layout = from.and_then(|provider| layout(message, provider)).unwrap_or_default();
-    let mut text = Some(message.content.as_str()).filter(|text| !text.is_empty());
+    let mut text = Some(&*message.content).filter(|text| !text.is_empty());
     let mut calls = message.tool_calls.iter().map(Some).collect::<Vec<_>>();
     let mut places = pieces(&message.content, layout);
     // Whatever the layout does not know of comes at the end.

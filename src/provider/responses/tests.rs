@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 
 use super::Responses;
 use crate::{
-    chat::{ChatRequest, Chunk, FinishKind, Message, ResponseFormat, Settings, ToolChoice, Usage, fold::Round},
+    chat::{
+        ChatRequest, Chunk, FinishKind, Message, ResponseFormat, Settings, ToolChoice, Usage,
+        fold::{Round, words},
+    },
     provider::{
         ProviderError,
         decoding::Decoding,
@@ -293,8 +296,8 @@ fn free_text_is_never_a_call_s_arguments() {
             completed(),
         ]);
         let mut round = Round::default();
-        chunks.iter().for_each(|chunk| round.push(chunk));
-        let (_, asked, _) = round.complete();
+        chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
+        let (asked, _) = round.complete();
         assert!(asked.len() == 1 && !asked[0].parsed, "{input}");
     }
 }
@@ -341,9 +344,9 @@ fn reasoning_is_handed_back_in_front_of_what_it_led_to() {
         completed(),
     ]);
     let mut round = Round::default();
-    chunks.iter().for_each(|chunk| round.push(chunk));
-    let (content, asked, carry) = round.complete();
-    let answer = Message::assistant(content, asked.into_iter().map(|asked| asked.call).collect());
+    chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
+    let (asked, carry) = round.complete();
+    let answer = Message::assistant(words(&chunks), asked.into_iter().map(|asked| asked.call).collect());
     let request = ChatRequest {
         model: "m".into(),
         instructions: None,
