@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
@@ -81,9 +81,10 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     let (parts, body) = request.into_parts();
     let body = heard_out(&parts.headers, body);
     let request = Request::from_parts(parts, body);
-    let response = match admissible(&request, &front) {
-        Ok(()) => next.run(request).await,
-        Err(error) => Refusal::from(error).into_response(),
+    let response = match (coded_otherwise(&request), admissible(&request, &front)) {
+        (Some(bare), _) => bare,
+        (None, Ok(())) => next.run(request).await,
+        (None, Err(error)) => Refusal::from(error).into_response(),
     };
     if let Some(unwritten) = response.extensions().get::<Unwritten>() {
         refused(unwritten, &front.runs.meters);
@@ -160,6 +161,15 @@ fn refused(refusal: &Unwritten, meters: &Meters) {
         ErrorCode::SessionBusy if !refusal.is_of_run() => meters.session_conflict(),
         _ => {}
     }
+}
+
+/// The answer to a body in another transfer coding than one `chunked`: where it ends is for each who passes it on to guess,
+/// so the connection ends instead. Of those that do not end in `chunked` the library says the same.
+fn coded_otherwise(request: &Request<Body>) -> Option<Response> {
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    let plain = codings.next().is_none_or(chunked) && codings.next().is_none();
+    (!plain).then(|| (StatusCode::NOT_IMPLEMENTED, [(header::CONNECTION, "close")]).into_response())
 }
 
 /// What no handler needs to see.

@@ -12,7 +12,7 @@ const ITS_OWN: &[(&str, &[u16], &str)] = &[
     ("B011 HTTP/1.0", &[200], "the gateway hears HTTP/1.1"),
     ("B012 HTTP/0.9", &[], "answered as such, without a head"),
     ("B013", &[400], "nginx looks at the host first"),
-    ("B017 chunked twice", &[501], "nginx knows one coding"),
+    ("B017 \"", &[400, 501], "nginx knows one coding"),
     ("B018 a chunk of", &[400], "nginx reads chunks"),
     ("B018 an extension", &[], "nginx waits for the end of the line"),
     (
