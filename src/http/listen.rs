@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -26,7 +26,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, error::Elapsed},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -267,11 +267,11 @@ impl Protocols {
         watcher: Watcher,
         stop: CancellationToken,
     ) -> Result<(), BoxError> {
-        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the client says nothing");
+        let deadline = Instant::now() + self.settings.header_timeout;
         // Looked at rather than read: a reader that has to be given bytes back costs every stream 8 KiB.
         let http2 = tokio::select! {
             biased;
-            spoke = tokio::time::timeout(self.settings.header_timeout, speaks_http2(&stream)) => spoke.map_err(silent)??,
+            spoke = timeout_at(deadline, speaks_http2(&stream)) => spoke.map_err(|_| silent())??,
             () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
         };
         let io = TokioIo::new(Guarded {
@@ -281,29 +281,41 @@ impl Protocols {
             stall: None,
             waited: None,
         });
+        let asked = CancellationToken::new();
+        let first = asked.clone();
+        let service = Noted { service, asked };
         if http2 {
-            // HTTP/1's header timeout covers this; HTTP/2 has none, and would wait for half a preface for ever.
-            let asked = CancellationToken::new();
-            let (first, service) = (asked.clone(), Noted { service, asked });
             // Boxed, so that the many of HTTP/1 need not hold room for it.
-            let connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
-            tokio::select! {
-                outcome = connection => outcome?,
-                late = Box::pin(late(self.settings.header_timeout, first)) => return Err(silent(late).into()),
-            }
+            let mut connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
+            asked_by(deadline, first, &mut connection).await
         } else {
-            watcher.watch(self.http1.serve_connection(io, service)).await?;
+            let connection = pin!(watcher.watch(self.http1.serve_connection(io, service)));
+            asked_by(deadline, first, connection).await
         }
-        Ok(())
     }
 }
 
-/// Ready when nothing was asked for in time; never after something was.
-async fn late(patience: Duration, asked: CancellationToken) -> Elapsed {
-    match tokio::time::timeout(patience, asked.cancelled()).await {
-        Ok(()) => std::future::pending().await,
-        Err(elapsed) => elapsed,
+/// Serves a connection whose first request must be there by the deadline. HTTP/1 has a timeout for the headers of each
+/// request, which begins anew when we have looked which version is spoken; HTTP/2 has none, and would wait for half a
+/// preface for ever.
+async fn asked_by(
+    deadline: Instant,
+    first: CancellationToken,
+    mut connection: impl Future<Output = hyper::Result<()>> + Unpin,
+) -> Result<(), BoxError> {
+    // Boxed, for it is gone when the first request is there.
+    let in_time = Box::pin(timeout_at(deadline, first.cancelled_owned()));
+    tokio::select! {
+        biased;
+        outcome = &mut connection => return Ok(outcome?),
+        asked = in_time => asked.map_err(|_| silent())?,
     }
+    Ok(connection.await?)
+}
+
+/// Why a connection was closed on which nothing was asked in time.
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")
 }
 
 /// A service that tells of its first request.
