@@ -57,7 +57,7 @@ pub fn known<T: FromStr>(id: PathId) -> Result<T, Error> {
 }
 
 /// `application/x-www-form-urlencoded`, without its leniency: every `%` has two hex digits, and the bytes are UTF-8.
-fn decode(text: &str) -> Result<String, Error> {
+pub(super) fn decode(text: &str) -> Result<String, Error> {
     let invalid = || Error::new(ErrorCode::QueryInvalid, "The query must be percent-encoded UTF-8.");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

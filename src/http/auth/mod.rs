@@ -8,7 +8,7 @@ use axum::{
 };
 use jiff::Timestamp;
 
-use super::{Front, error::Refusal, limits};
+use super::{Front, error::Refusal, limits, query::decode};
 use crate::{
     chat::Principal,
     error::{Error, ErrorCode},
@@ -265,12 +265,23 @@ fn credential(headers: &HeaderMap) -> Credential<'_> {
     key.map_or(Credential::Malformed, Credential::Told)
 }
 
-/// A query parameter that is somebody's key.
+/// A query parameter that is somebody's key, however its name is spelled.
 fn credential_in(query: &str) -> Option<&'static str> {
     let names = query.split('&').filter_map(|pair| pair.split('=').next());
-    let known = ["api_key", "apikey", "access_token", "token", "authorization"];
+    let known = [
+        "api_key",
+        "apikey",
+        "x_api_key",
+        "access_token",
+        "token",
+        "authorization",
+        "bearer",
+    ];
     names
-        .filter_map(|name| known.into_iter().find(|known| name.eq_ignore_ascii_case(known)))
+        .filter_map(|name| {
+            let name = decode(name).ok()?.to_ascii_lowercase().replace('-', "_");
+            known.into_iter().find(|known| *known == name)
+        })
         .next()
 }
 
@@ -370,7 +381,25 @@ mod tests {
 
     #[test]
     fn keys_in_urls_are_seen() {
-        assert_eq!(credential_in("a=1&API_key=x"), Some("api_key"));
-        assert_eq!(credential_in("message=api_key&key=00000000"), None);
+        for (query, name) in [
+            ("a=1&API_key=x", "api_key"),
+            ("api%5Fkey=x", "api_key"),
+            ("%61pi-k%65y=x", "api_key"),
+            ("a=%zz&X-Api-Key=x", "x_api_key"),
+            ("x%5fapi%2Dkey", "x_api_key"),
+            ("Access-Token=x", "access_token"),
+            ("%42earer=x", "bearer"),
+        ] {
+            assert_eq!(credential_in(query), Some(name), "{query}");
+        }
+        for none in [
+            "message=api_key&key=00000000",
+            "ticket=x",
+            "api%5key=x",
+            "%FF=token",
+            "",
+        ] {
+            assert_eq!(credential_in(none), None, "{none}");
+        }
     }
 }

@@ -37,7 +37,21 @@ pub(super) fn rows() -> Vec<Row> {
             "cross_site",
         ),
     ];
-    for name in ["api_key", "API_KEY", "apikey", "access_token", "token", "authorization"] {
+    for name in [
+        "api_key",
+        "API_KEY",
+        "apikey",
+        "access_token",
+        "token",
+        "authorization",
+        "api%5Fkey",
+        "api-key",
+        "x_api_key",
+        "X-Api-Key",
+        "x%2Dapi%2dkey",
+        "Access-Token",
+        "bearer",
+    ] {
         rows.push(row(
             format!("B039 {name}"),
             send(&format!("/chat?{name}={CANARY}"), &[], GOOD),
