@@ -234,3 +234,12 @@ pub async fn method_not_allowed(path: MatchedPath) -> ([(HeaderName, String); 1]
     let error = Error::new(ErrorCode::MethodNotAllowed, message);
     ([(header::ALLOW, super::methods(path.as_str()))], error.into())
 }
+
+/// `CONNECT` is for a tunnel, not for anything here: so there is no method to name.
+pub fn no_tunnel() -> ([(HeaderName, &'static str); 1], Refusal) {
+    let error = Error::new(
+        ErrorCode::MethodNotAllowed,
+        "There are no tunnels through this gateway.",
+    );
+    ([(header::ALLOW, "")], error.into())
+}

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Front,
     body::heard_out,
-    error::{Refusal, Unwritten},
+    error::{self, Refusal, Unwritten},
     limits::{self, Told},
 };
 use crate::{
@@ -81,8 +81,8 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     let (parts, body) = request.into_parts();
     let body = heard_out(&parts.headers, body);
     let request = Request::from_parts(parts, body);
-    let response = match (coded_otherwise(&request), admissible(&request, &front)) {
-        (Some(bare), _) => bare,
+    let response = match (not_spoken(&request), admissible(&request, &front)) {
+        (Some(refused), _) => refused,
         (None, Ok(())) => next.run(request).await,
         (None, Err(error)) => Refusal::from(error).into_response(),
     };
@@ -163,13 +163,16 @@ fn refused(refusal: &Unwritten, meters: &Meters) {
     }
 }
 
-/// The answer to a body in another transfer coding than one `chunked`: where it ends is for each who passes it on to guess,
-/// so the connection ends instead. Of those that do not end in `chunked` the library says the same.
-fn coded_otherwise(request: &Request<Body>) -> Option<Response> {
+/// The answer to HTTP that is not spoken here, whoever it is meant for.
+fn not_spoken(request: &Request<Body>) -> Option<Response> {
+    // Where a body in another transfer coding than one `chunked` ends, whoever passes it on may see otherwise: so the
+    // connection ends, as the library ends one whose last coding is another.
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    let plain = codings.next().is_none_or(chunked) && codings.next().is_none();
-    (!plain).then(|| (StatusCode::NOT_IMPLEMENTED, [(header::CONNECTION, "close")]).into_response())
+    if !codings.next().is_none_or(chunked) || codings.next().is_some() {
+        return Some((StatusCode::NOT_IMPLEMENTED, [(header::CONNECTION, "close")]).into_response());
+    }
+    (request.method() == Method::CONNECT).then(|| error::no_tunnel().into_response())
 }
 
 /// What no handler needs to see.

@@ -39,14 +39,14 @@ pub(super) fn rows() -> Vec<Row> {
         row(
             "B004 CONNECT",
             head("CONNECT x:1 HTTP/1.1\r\nHost: x:1"),
-            421,
-            "host_not_allowed",
+            405,
+            "method_not_allowed",
         ),
         row(
             "B004 CONNECT to us",
             head("CONNECT localhost:1 HTTP/1.1\r\nHost: localhost:1"),
-            404,
-            "not_found",
+            405,
+            "method_not_allowed",
         ),
         row("B008 /chat/", send("/chat/", &[], GOOD), 404, "not_found"),
         row(
@@ -237,11 +237,7 @@ pub(super) fn rows() -> Vec<Row> {
         let body = format!("{:x}\r\n{GOOD}\r\n0\r\n\r\n", GOOD.len());
         rows.push(bare(
             format!("B017 {codings:?}"),
-            [
-                post_with(&format!("Transfer-Encoding: {codings}")),
-                body.into_bytes(),
-            ]
-            .concat(),
+            [post_with(&format!("Transfer-Encoding: {codings}")), body.into_bytes()].concat(),
             &[501],
         ));
     }
