@@ -213,7 +213,10 @@ pub(super) fn data(query: &mut Query) -> Result<Option<Data>, Error> {
 
 /// The form of the data that a repeated body asks for; anything else in it has no meaning any more.
 async fn data_of_body(request: Request<Body>, caller: &Caller, front: &Front) -> Result<Data, Error> {
-    let body = body::bytes(request, &caller.principal, &front.settings).await?;
+    let body = match body::bytes(request, &caller.principal, &front.settings).await {
+        Err(packed) if packed.code == ErrorCode::EncodingUnsupported => return Ok(Data::Raw),
+        body => body?,
+    };
     let json = serde_json::from_slice(&body).is_ok_and(|Repeated { format }| format == "json");
     Ok(if json { Data::Json } else { Data::Raw })
 }

@@ -140,6 +140,42 @@ async fn the_header_wins_over_the_address() {
 }
 
 #[tokio::test]
+async fn whatever_body_a_request_has_that_comes_back_it_is_let_in() {
+    let upstream = Upstream::always(openai::answer(&["a", "b", "c"])).await;
+    let gateway = Gateway::with(&upstream).start().await;
+    let run = begin(&gateway, json!({"message": "Hi"})).await;
+    ended(&gateway, &run).await;
+    let back = || Call::post("/chat/sse").header("Last-Event-ID", &format!("{run}:2"));
+    let json = r#"{"format":"json"}"#;
+    for (call, token) in [
+        (back(), "c"),
+        (back().body("no JSON {"), "c"),
+        (back().header("Content-Type", "text/plain").body("c=d"), "c"),
+        (back().header("Content-Encoding", "gzip").body("\u{1f}no gzip"), "c"),
+        (
+            back()
+                .header("Content-Type", "application/json")
+                .header("Content-Encoding", "br")
+                .body(json),
+            "c",
+        ),
+        (back().header("Content-Type", "text/plain").body(json), "{"),
+    ] {
+        let what = format!("{call:?}");
+        let answer = call.to(&gateway).await;
+        assert_eq!(answer.status, 200, "{what}");
+        let events = answer.transcript().await;
+        assert_eq!(events.events[0].seq, 3, "{what}");
+        assert!(
+            events.events[0].data.starts_with(token),
+            "{what}: {}",
+            events.events[0].data
+        );
+    }
+    assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test]
 async fn what_names_no_event_of_the_run_is_refused() {
     let gate = Gate::new("the end");
     let upstream = Upstream::start([
