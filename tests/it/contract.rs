@@ -331,7 +331,7 @@ fn every_operation_tells_of_its_refusals_and_of_none_that_cannot_be() {
             if problem.is_object() && told != Some(status.into()) {
                 failed.push(format!("{at} {status}: says {told:?}"));
             }
-            if status != 431 && response["headers"]["X-Request-Id"].is_null() {
+            if !matches!(status, 414 | 431) && response["headers"]["X-Request-Id"].is_null() {
                 failed.push(format!("{at} {status}: no X-Request-Id"));
             }
         }
@@ -356,6 +356,31 @@ fn every_operation_tells_of_its_refusals_and_of_none_that_cannot_be() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn every_code_is_told_of_where_it_can_be_an_answer() {
+    let spec = Spec::read();
+    let promised = codes();
+    let told_by = |operation: &Value| -> BTreeSet<String> {
+        let responses = operation["responses"].as_object().into_iter().flatten();
+        responses
+            .flat_map(|(_, response)| spec.codes_of(spec.resolve(response)))
+            .collect()
+    };
+    let anywhere: BTreeSet<_> = spec
+        .operations()
+        .into_iter()
+        .flat_map(|(.., one)| told_by(one))
+        .collect();
+    assert_eq!(anywhere, promised.keys().cloned().collect());
+    // What can end a run is the answer of those who wait for its end.
+    let ends = promised.iter().filter(|(_, status)| (499..505).contains(*status));
+    let ends: BTreeSet<_> = ends.map(|(code, _)| code.clone()).collect();
+    for path in ["/chat", "/chat/stream"] {
+        let told = told_by(spec.operation("POST", path).unwrap());
+        assert_eq!(ends.difference(&told).collect::<Vec<_>>(), [""; 0], "{path}");
+    }
 }
 
 #[test]
