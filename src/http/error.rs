@@ -136,7 +136,10 @@ impl Problem {
         self
     }
 
-    fn response(self) -> Response {
+    fn response(mut self) -> Response {
+        if self.code == ErrorCode::StoreUnavailable {
+            self.retry_after = self.retry_after.max(Some(1)); // a store may be back at any time
+        }
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, serde_json::to_vec(&self).unwrap_or_default()).into_response();
         let headers = response.headers_mut();
@@ -242,4 +245,28 @@ pub fn no_tunnel() -> ([(HeaderName, &'static str); 1], Refusal) {
         "There are no tunnels through this gateway.",
     );
     ([(header::ALLOW, "")], error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_finds_the_store_away_is_told_when_to_come_back() {
+        let told = |error: Error| {
+            let response = Problem::new(&error, "id").response();
+            response.headers().get(header::RETRY_AFTER).cloned()
+        };
+        let away = || Error::new(ErrorCode::StoreUnavailable, "Away.");
+        for (error, seconds) in [
+            (away(), Some("1")),
+            (away().retry_after(Duration::from_millis(1)), Some("1")),
+            (away().retry_after(Duration::from_secs(30)), Some("30")),
+            (Error::not_found(), None),
+        ] {
+            assert_eq!(told(error), seconds.map(HeaderValue::from_static));
+        }
+    }
 }

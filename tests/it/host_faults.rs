@@ -89,6 +89,7 @@ async fn refused_by_the_store(program: &Process, upstream: &Upstream, within: Du
         let connection = Connection::open(program).await.patience(within + PATIENCE);
         let call = Call::post(door).json(&body("Hi", &format!("refused-{number}")));
         let answer = connection.call(call).await.expect(503).await;
+        assert_eq!(answer.header("retry-after"), "1", "{door}");
         assert_eq!(answer.problem().await, "store_unavailable", "{door}");
     };
     join_all(DOORS.into_iter().enumerate().map(tell)).await;
