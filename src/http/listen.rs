@@ -52,7 +52,7 @@ const H2_STREAMS: u32 = 256;
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenSettings {
-    /// How long a request's headers may take.
+    /// How long a request's headers may take; those of a later request over HTTP/2 have until a ping stays unanswered.
     pub header_timeout: Duration,
     /// How long a client may take nothing of what is written before its connection is cut. Its run goes on as its
     /// policy says.
@@ -254,6 +254,7 @@ impl Protocols {
             // Beyond what a request may have, so that who goes a little too far is told so in a problem object.
             .max_header_list_size(2 * MAX_HEADERS as u32)
             .max_send_buf_size(WRITE_BUFFER)
+            // This bounds the headers of later requests too, and nothing else does: amid them nobody can answer a ping.
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));
         Self { http1, http2, settings }
