@@ -48,7 +48,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("B035", "keys", "what_is_not_a_key_gets_one_answer"),
     ("B041", "keys", "a_key_asks_the_agents_that_are_its"),
     ("B043", "keys", "nobody_sees_or_touches_what_is_anothers"),
-    ("B044", "limits", "a_thousand_made_up_addresses_are_one_caller"),
+    ("B044", "limits/rate", "a_thousand_made_up_addresses_are_one_caller"),
     ("B045", "tickets", "a_page_elsewhere_starts_nothing_and_reads_nothing"),
     ("B046", "tickets", "a_ticket_is_for_one_run_of_whoever_made_it"),
     ("B046", "tickets", "a_ticket_beside_a_key_is_of_the_same_caller"),
@@ -120,13 +120,17 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("B094", "artifacts", "parts_and_copies_are_asked_for"),
     (
         "B095",
-        "limits",
+        "limits/rate",
         "a_burst_of_the_limit_is_fine_and_one_more_is_told_when_to_come",
     ),
-    ("B096", "limits", "a_caller_has_so_many_runs_and_others_do_not_mind"),
+    (
+        "B096",
+        "limits/at_a_time",
+        "a_caller_has_so_many_runs_and_others_do_not_mind",
+    ),
     (
         "B097",
-        "limits",
+        "limits/overload",
         "a_full_gateway_refuses_at_once_and_its_fifty_streams_go_on",
     ),
     (
