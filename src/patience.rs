@@ -38,6 +38,12 @@ impl Patience {
         }
     }
 
+    /// Whether it will have ended at that moment.
+    #[must_use]
+    pub fn ends_before(&self, moment: Instant) -> bool {
+        self.until <= moment
+    }
+
     /// Ready once patience has ended.
     pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {

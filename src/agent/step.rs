@@ -158,6 +158,7 @@ async fn ask(
                 "The answer is longer than this gateway allows.",
             ));
         }
+        tokio::task::consume_budget().await; // a provider that is always ready must not keep the run from being stopped
     }
     drop((chunks, meter));
     finish(turn, kit, ear)?;

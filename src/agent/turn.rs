@@ -28,7 +28,7 @@ pub struct Turn {
     pub rounds: u32,
     /// Rounds of tools so far.
     pub(super) tool_rounds: u32,
-    /// Bytes that the model produced in the rounds before.
+    /// What the rounds before weigh, in bytes.
     produced: usize,
     /// What they cost.
     pub usage: Usage,
@@ -132,10 +132,10 @@ impl Turn {
         self.repaired = true;
     }
 
-    /// Bytes that the model produced so far, over all rounds.
+    /// What the model's answer weighs so far, over all rounds, in bytes.
     #[must_use]
     pub(super) fn output(&self) -> usize {
-        self.produced + self.round.as_ref().map_or(0, Round::size)
+        self.produced + self.round.as_ref().map_or(0, Round::weight)
     }
 
     /// Ends a turn wherever it is, so that its messages are well-formed: what the model said so far is kept (`heard`
@@ -161,7 +161,7 @@ impl Turn {
 
     /// Adds a round's cost, estimating what the provider did not say.
     pub(super) fn count(&mut self, round: &Round) {
-        self.produced += round.size();
+        self.produced += round.weight();
         let mut cost = round.finish().map(|(_, usage)| usage.clone()).unwrap_or_default();
         let asked = usage::estimate(self.request.instructions.as_ref().map_or(0, String::len));
         let input = asked + self.request.messages.iter().map(history::tokens).sum::<u64>();

@@ -2,9 +2,14 @@
 //!
 //! Strict on purpose: a call exists only when the round is complete and its arguments are one JSON object.
 
+use std::{collections::HashMap, iter::repeat_n};
+
 use serde_json::{Map, Value};
 
 use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage};
+
+/// What a call weighs beside what is in it, in bytes: it is kept, answered and told, however little it says.
+const CALL: usize = 64;
 
 /// A round under way.
 #[derive(Debug, Default)]
@@ -13,6 +18,10 @@ pub struct Round {
     pub text: usize,
     /// Bytes of reasoning so far.
     pub reasoning: usize,
+    /// Bytes of the calls' names and arguments so far.
+    asked: usize,
+    /// What the calls weigh beside these.
+    beside: usize,
     calls: Vec<Draft>,
     carry: Vec<Carry>,
     finish: Option<(FinishReason, Usage)>,
@@ -44,6 +53,8 @@ impl Round {
             Chunk::Text(text) => self.text += text.len(),
             Chunk::Reasoning(text) => self.reasoning += text.len(),
             Chunk::ToolCallStart { id, name, .. } => {
+                self.asked += name.len();
+                self.beside += id.len() + CALL;
                 self.calls.push(Draft {
                     id: id.clone(),
                     name: name.clone(),
@@ -52,6 +63,7 @@ impl Round {
             }
             Chunk::ToolCallDelta { index, arguments } => {
                 if let Some(call) = self.calls.get_mut(*index) {
+                    self.asked += arguments.len();
                     call.arguments.push_str(arguments);
                 }
             }
@@ -64,13 +76,13 @@ impl Round {
     /// Bytes that the model has produced in this round.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.text
-            + self.reasoning
-            + self
-                .calls
-                .iter()
-                .map(|c| c.name.len() + c.arguments.len())
-                .sum::<usize>()
+        self.text + self.reasoning + self.asked
+    }
+
+    /// What the round weighs against the limit of an answer, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.size() + self.beside
     }
 
     /// How the round ended, if it has.
@@ -88,11 +100,14 @@ impl Round {
             .as_ref()
             .is_some_and(|(reason, _)| reason.kind == FinishKind::ToolCalls);
         let mut calls: Vec<Asked> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new(); // how often each id was wanted
         for mut draft in self.calls.into_iter().filter(|_| asks) {
             // Every call has its own result, so every call needs its own id, whatever the provider thought.
-            while calls.iter().any(|known| known.call.id == draft.id) {
-                draft.id.push('+');
+            while let Some(times) = known.get_mut(&draft.id) {
+                draft.id.extend(repeat_n('+', *times));
+                *times += 1;
             }
+            known.insert(draft.id.clone(), 1);
             calls.push(draft.parse());
         }
         (calls, self.carry)
@@ -192,6 +207,28 @@ mod tests {
         ] {
             assert_eq!(fit(told), taken);
         }
+    }
+
+    #[test]
+    fn every_call_has_an_id_of_its_own() {
+        let ids = |told: &[&str]| {
+            let mut round = Round::default();
+            for (index, id) in told.iter().enumerate() {
+                let (id, name) = ((*id).into(), "t".into());
+                round.push(&Chunk::ToolCallStart { index, id, name });
+            }
+            let (kind, usage) = (FinishKind::ToolCalls, Usage::default());
+            let reason = FinishReason { kind, raw: None };
+            round.push(&Chunk::Finish { reason, usage });
+            assert_eq!(round.size(), told.len());
+            assert_eq!(round.weight(), told.iter().map(|id| id.len() + 1 + CALL).sum::<usize>());
+            let asked = round.complete().0.into_iter();
+            asked.map(|asked| asked.call.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&["a", "b", "a", "a", "b"]), ["a", "b", "a+", "a++", "b+"]);
+        assert_eq!(ids(&["a", "a+", "a", "a"]), ["a", "a+", "a++", "a+++"]);
+        let many: std::collections::HashSet<_> = ids(&["a"; 1024]).into_iter().collect();
+        assert_eq!(many.len(), 1024);
     }
 
     #[test]

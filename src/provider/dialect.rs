@@ -80,6 +80,28 @@ pub trait Decoder: Send {
     /// # Errors
     /// Truncated, if no finish was seen.
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError>;
+
+    /// Whether words or another finish came after the finish, and were passed over.
+    fn went_on(&self) -> bool {
+        false
+    }
+}
+
+/// The most calls in one answer, and the most blocks or items that one is made of: these are looked through for each event.
+const MAX_PARTS: usize = 1024;
+
+/// Room for one more call, block or item beside so many.
+///
+/// # Errors
+/// `Kind::Limit`, if there is none.
+pub(super) fn room_beside(parts: usize) -> Result<(), ProviderError> {
+    match parts {
+        ..MAX_PARTS => Ok(()),
+        _ => Err(ProviderError::new(
+            Kind::Limit,
+            format!("more than {MAX_PARTS} calls, blocks or items in an answer"),
+        )),
+    }
 }
 
 /// What a strict schema on OpenAI's wires may say of a value beside its type

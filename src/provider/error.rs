@@ -51,6 +51,8 @@ words! {
         Protocol = "protocol",
         /// The stream ended, or broke, before its finish.
         Truncated = "no_terminal",
+        /// More than an answer may have.
+        Limit = "limit",
         /// It reported an error.
         Reported = "in_band_error",
         /// It refused the request.
@@ -265,6 +267,7 @@ impl From<ProviderError> for Error {
                 "The model's provider answered with something that is not its protocol.",
             ),
             Kind::Truncated => (UpstreamTruncated, "The model's answer broke off before its end."),
+            Kind::Limit => (OutputLimit, "The answer is longer than this gateway allows."),
             Kind::Rejected => (UpstreamRejected, "The model's provider refused the request."),
             Kind::ContextTooLong => (ContextTooLong, "The conversation is longer than the model's context."),
             Kind::Auth => (UpstreamAuth, "The model's provider refused this gateway's credentials."),

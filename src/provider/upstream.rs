@@ -36,7 +36,7 @@ use crate::{
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// How long the numbers may take that follow the finish.
 const TAIL: Duration = Duration::from_secs(2);
-/// The most bytes decoded before the chunks are passed on.
+/// The most bytes decoded before the chunks are passed on, and before whoever else waits for the processor gets it.
 const MAX_BATCH: usize = 64 << 10;
 /// How often at most to yield for another piece of a burst.
 const MAX_YIELDS: u8 = 2;
@@ -246,6 +246,7 @@ impl<D: Dialect> HttpProvider<D> {
             spoke: false,
             heard: None,
             over: false,
+            unbroken: 0,
             bursts: 1,
             singles: 0,
             failed: None,
@@ -333,6 +334,8 @@ struct Reading {
     heard: Option<Instant>,
     /// Whether nothing is to be read any more.
     over: bool,
+    /// Bytes decoded since the processor was last given away.
+    unbroken: usize,
     /// How often it is worth to yield for another piece.
     bursts: u8,
     /// How many pieces came alone since it was not.
@@ -345,7 +348,7 @@ impl Reading {
     /// The next batch: everything that is there to be read, as soon as there is content. `None` after the finish.
     async fn next(&mut self) -> Result<Option<Vec<Chunk>>, ProviderError> {
         let mut out = Vec::new();
-        while out.is_empty() {
+        loop {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
@@ -355,19 +358,29 @@ impl Reading {
             if let Err(error) = self.read(&mut out).await {
                 self.over = true;
                 self.failed = Some(error.with_status(200));
-            } else if out.is_empty() {
+            }
+            if out.iter().any(Chunk::is_content) {
+                self.spoke = true;
+                self.patience.extend(self.gap());
+            } else {
                 self.heard = Some(Instant::now());
             }
+            if !out.is_empty() {
+                return Ok(Some(out));
+            }
         }
-        if out.iter().any(Chunk::is_content) {
-            self.spoke = true;
-            self.patience.extend(self.gap());
-        }
-        Ok(Some(out))
     }
 
     /// Waits for a piece, and takes what is there with it.
     async fn read(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        if self.unbroken >= MAX_BATCH {
+            self.unbroken = 0;
+            tokio::task::yield_now().await;
+        }
+        // Keep-alives without a pause never let the clock be asked.
+        if self.heard.is_some_and(|at| self.patience.ends_before(at)) {
+            return self.silence(out);
+        }
         let mut piece = tokio::select! {
             biased;
             piece = self.body.chunk() => piece,
@@ -428,6 +441,7 @@ impl Reading {
     /// Decodes a piece. After the finish there is less patience, unless it turns out that it was none.
     fn take(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let before = self.decoding.progress();
+        self.unbroken += bytes.len();
         self.decoding.push(bytes, out)?;
         if before != self.decoding.progress() {
             self.patience.extend(self.gap());

@@ -87,14 +87,16 @@ impl Runs {
         };
         let work = AssertUnwindSafe(work).catch_unwind();
         let outcome = tokio::select! {
+            // What ends the run from outside is asked first: work that is always ready leaves nothing of the task's budget, and
+            // without any no clock is ever found to have run out.
             biased;
+            stopped = self.stopped(&run) => Err(stopped),
             outcome = work => match outcome {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err((RunStatus::Failed, error)),
                 // Where it was is in the log; what it says may quote a message.
                 Err(_) => Err((RunStatus::Failed, Error::internal("a panic"))),
             },
-            stopped = self.stopped(&run) => Err(stopped),
         };
         // Boxed, because a run waits for its model most of its life, and need not hold room for its end meanwhile.
         let end = Box::pin(self.conclude(&run, driven, shelf.kept(), outcome, span.context()));

@@ -1,4 +1,4 @@
-//! What a fault of ours costs: the run that it happened in, and nothing else.
+//! What a fault of ours costs, or a provider that never pauses: the run that it happened in, and nothing else.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -11,6 +11,7 @@ use std::{
 
 use async_stream::stream;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::{Limits, OnBusy, OnDisconnect, Order, Run, Runs, shelf::tests::beside};
 use crate::{
@@ -32,7 +33,8 @@ use crate::{
     },
 };
 
-/// Panics where the last message says: `before`, `at once` or `amid` what it says; else it answers.
+/// Panics where the last message says: `before`, `at once` or `amid` what it says; or goes on `for ever`, always ready and
+/// never saying more; else it answers.
 struct Nervous;
 
 impl Provider for Nervous {
@@ -46,6 +48,7 @@ impl Provider for Nervous {
 
     fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>> {
         let said = format!("{:?}", request.messages.last());
+        let times = if said.contains("for ever") { usize::MAX } else { 0 };
         let when = move |place: &str| assert!(!said.contains(place), "a secret of the message's");
         when("before");
         Box::pin(async move {
@@ -53,6 +56,10 @@ impl Provider for Nervous {
                 when("at once");
                 yield Ok(vec![Chunk::Text("Hel".to_owned())]);
                 when("amid");
+                for _ in 0..times {
+                    let nothing = Chunk::ToolCallDelta { index: 7, arguments: String::new() };
+                    yield Ok(vec![nothing]);
+                }
                 yield Ok(vec![Chunk::Text("lo".to_owned())]);
                 let (reason, usage) = (FinishReason { kind: FinishKind::Stop, raw: None }, Usage::default());
                 yield Ok(vec![Chunk::Finish { reason, usage }]);
@@ -174,6 +181,27 @@ async fn a_provider_that_panics_fails_its_run_and_no_other() {
         }
         runs.drain(Duration::ZERO).await; // no task is left
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_never_pauses_is_stopped_by_a_cancel_and_by_the_deadline() {
+    let mut runs = runs(Arc::new(Memory::default()));
+    let run = runs.start(order("s", "for ever")).await.unwrap();
+    while run.log.next_seq() < 2 {
+        tokio::task::yield_now().await; // until it has begun to speak
+    }
+    let cancelled = Instant::now();
+    run.cancel.cancel();
+    assert_eq!(ended(&run).await.1, Some(ErrorCode::Cancelled));
+    assert!(cancelled.elapsed() < Duration::from_millis(250), "{cancelled:?}");
+
+    runs.drain(Duration::ZERO).await;
+    runs = self::runs(Arc::new(Memory::default()));
+    Arc::get_mut(&mut runs).expect("it is new").limits.deadline = Duration::from_millis(100);
+    let run = runs.start(order("s", "for ever")).await.unwrap();
+    assert_eq!(ended(&run).await.1, Some(ErrorCode::RunDeadline));
+    assert!(run.began.elapsed() < Duration::from_millis(350), "{run:?}");
+    runs.drain(Duration::ZERO).await;
 }
 
 #[tokio::test]

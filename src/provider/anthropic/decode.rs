@@ -16,7 +16,7 @@ use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, parse_event as parse},
+        dialect::{Decoder, Progress, parse_event as parse, room_beside},
         error::Kind,
         frame::Frame,
     },
@@ -136,6 +136,7 @@ impl Decoder for AnthropicDecoder {
 impl AnthropicDecoder {
     /// A block begins; most begin empty, but none has to.
     fn start(&mut self, index: u64, raw: &RawValue, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        room_beside(self.open.len().max(self.calls))?;
         let raw = raw.get();
         let kind = parse::<Tagged<'_>>(raw)?.kind.unwrap_or_default();
         let block = match kind.as_ref() {

@@ -17,7 +17,7 @@ use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, parse_event as parse},
+        dialect::{Decoder, Progress, parse_event as parse, room_beside},
         error::Kind,
         frame::Frame,
     },
@@ -169,6 +169,7 @@ impl GeminiDecoder {
         if let Some(name) = call.name.filter(|name| !name.is_empty()) {
             self.close(out);
             let index = self.calls;
+            room_beside(index)?;
             self.calls += 1;
             if given.is_some() || signature.is_some() {
                 // An id of ours is never sent: some of Google's servers refuse the field.

@@ -16,7 +16,7 @@ use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, word},
+        dialect::{Decoder, Progress, room_beside, word},
         error::Kind,
         frame::Frame,
         retry,
@@ -106,6 +106,7 @@ impl OllamaDecoder {
             return Err(ProviderError::new(Kind::Protocol, "a tool call without a name"));
         }
         let index = self.calls;
+        room_beside(index)?;
         self.calls += 1;
         let id = call.id.filter(|id| !id.is_empty());
         out.push(Chunk::ToolCallStart {

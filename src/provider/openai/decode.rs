@@ -13,7 +13,7 @@ use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, parse_event as parse, word},
+        dialect::{Decoder, Progress, parse_event as parse, room_beside, word},
         error::Kind,
         frame::Frame,
         retry,
@@ -92,14 +92,14 @@ impl OpenAiDecoder {
                 continue; // a second finish, or words after the first, are not the answer's
             }
             if let Some(delta) = choice.delta {
-                self.delta(delta, out);
+                self.delta(delta, out)?;
             }
             self.finish = choice.finish_reason.filter(|r| !r.is_empty()).map(Cow::into_owned);
         }
         Ok(())
     }
 
-    fn delta(&mut self, delta: Delta<'_>, out: &mut Vec<Chunk>) {
+    fn delta(&mut self, delta: Delta<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let mut say = |text: Option<Cow<'_, str>>, chunk: fn(String) -> Chunk| {
             if let Some(text) = text.filter(|t| !t.is_empty()) {
                 out.push(chunk(text.into_owned()));
@@ -112,7 +112,7 @@ impl OpenAiDecoder {
         say(delta.content, Chunk::Text);
         say(delta.refusal, Chunk::Text);
         for call in delta.tool_calls.into_iter().flatten() {
-            self.tool_call(call, out);
+            self.tool_call(call, out)?;
         }
         if let Some(function) = delta.function_call {
             self.tool_call(
@@ -122,13 +122,14 @@ impl OpenAiDecoder {
                     function: Some(function),
                 },
                 out,
-            );
+            )?;
         }
+        Ok(())
     }
 
     /// Which call a delta belongs to: the one with its index, unless it names another id; without an index the one with
     /// its id, or the last. What is new must have a name to begin with.
-    fn tool_call(&mut self, delta: ToolCallDelta<'_>, out: &mut Vec<Chunk>) {
+    fn tool_call(&mut self, delta: ToolCallDelta<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let Function { name, arguments } = delta.function.unwrap_or(Function {
             name: None,
             arguments: None,
@@ -148,8 +149,9 @@ impl OpenAiDecoder {
         let index = match known.filter(|at| !other(*at)) {
             Some(at) => at,
             None => {
-                let Some(name) = name else { return };
+                let Some(name) = name else { return Ok(()) };
                 let index = self.calls.len();
+                room_beside(index)?;
                 self.calls.push(Call {
                     index: delta.index,
                     id: id.as_deref().map(str::to_owned),
@@ -169,6 +171,7 @@ impl OpenAiDecoder {
                 arguments: arguments.into_owned(),
             });
         }
+        Ok(())
     }
 
     /// The last usage that has numbers wins; numbers that are none (negative, beyond 2^53) are unknown.

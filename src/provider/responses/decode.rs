@@ -54,21 +54,21 @@ impl Decoder for ResponsesDecoder {
                 }
             }
             "response.output_text.delta" | "response.refusal.delta" => {
-                items.say(&event, part, Piece::Next(words(event.delta)?), out);
+                items.say(&event, part, Piece::Next(words(event.delta)?), out)?;
             }
-            "response.output_text.done" => items.say(&event, part, Piece::All(words(event.text)?), out),
-            "response.refusal.done" => items.say(&event, part, Piece::All(words(event.refusal)?), out),
+            "response.output_text.done" => items.say(&event, part, Piece::All(words(event.text)?), out)?,
+            "response.refusal.done" => items.say(&event, part, Piece::All(words(event.refusal)?), out)?,
             "response.reasoning_summary_text.delta" => {
-                items.think(&event, summary, Piece::Next(words(event.delta)?), out);
+                items.think(&event, summary, Piece::Next(words(event.delta)?), out)?;
             }
             "response.reasoning_summary_text.done" => {
-                items.think(&event, summary, Piece::All(words(event.text)?), out);
+                items.think(&event, summary, Piece::All(words(event.text)?), out)?;
             }
             "response.reasoning_text.delta" => {
-                items.think(&event, Thought::Text(part), Piece::Next(words(event.delta)?), out);
+                items.think(&event, Thought::Text(part), Piece::Next(words(event.delta)?), out)?;
             }
             "response.reasoning_text.done" => {
-                items.think(&event, Thought::Text(part), Piece::All(words(event.text)?), out);
+                items.think(&event, Thought::Text(part), Piece::All(words(event.text)?), out)?;
             }
             "response.function_call_arguments.delta" => items.argue(&event, Piece::Next(words(event.delta)?), out),
             "response.function_call_arguments.done" => items.argue(&event, Piece::All(words(event.arguments)?), out),

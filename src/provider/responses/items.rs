@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     chat::{Carry, Chunk},
-    provider::{ProviderError, dialect::parse_event as parse, error::Kind},
+    provider::{
+        ProviderError,
+        dialect::{parse_event as parse, room_beside},
+        error::Kind,
+    },
 };
 
 /// The items so far.
@@ -80,18 +84,18 @@ impl Items {
         let ItemKind { kind, id } = parse(raw.get())?;
         match kind.as_deref() {
             Some("message") => {
-                self.message(event.output_index, id.as_deref());
+                self.message(event.output_index, id.as_deref())?;
             }
             Some("reasoning") => {
-                self.reasoning(event.output_index, id.as_deref());
+                self.reasoning(event.output_index, id.as_deref())?;
             }
             Some("function_call") => {
                 let call: CallItem<'_> = parse(raw.get())?;
-                let item = self.call(event.output_index, id.as_deref(), call.call_id.as_deref());
+                let item = self.call(event.output_index, id.as_deref(), call.call_id.as_deref())?;
                 self.start(item, &call, out);
             }
             Some("custom_tool_call") => {} // told when it is done
-            _ => self.add(event.output_index, id.as_deref(), What::Other),
+            _ => self.add(event.output_index, id.as_deref(), What::Other)?,
         }
         Ok(())
     }
@@ -103,7 +107,7 @@ impl Items {
         match kind.as_deref() {
             Some("message") => {
                 let message: MessageItem<'_> = parse(raw.get())?;
-                let item = self.message(at, id);
+                let item = self.message(at, id)?;
                 for (part, index) in message.content.into_iter().flatten().zip(0..) {
                     self.tell_words(item, index, Piece::All(part.words()), out);
                 }
@@ -120,7 +124,7 @@ impl Items {
                 // Without its content it is a name for what nobody has kept, and would be refused.
                 let useful = encrypted_content.is_some_and(|e| !e.is_empty())
                     || content.as_ref().is_some_and(|content| !content.is_empty());
-                let item = self.reasoning(at, id);
+                let item = self.reasoning(at, id)?;
                 // Some servers repeat as a summary what they told as thinking: once is enough.
                 if matches!(&self.list[item].what, What::Reasoning { told, .. } if told.is_empty()) {
                     for (part, index) in summary.into_iter().flatten().zip(0..) {
@@ -136,14 +140,14 @@ impl Items {
             }
             Some("function_call") => {
                 let call: CallItem<'_> = parse(raw.get())?;
-                let item = self.call(at, id, call.call_id.as_deref());
+                let item = self.call(at, id, call.call_id.as_deref())?;
                 self.start(item, &call, out);
                 let arguments = call.arguments.map(Cow::into_owned).unwrap_or_default();
                 self.tell_arguments(item, Piece::All(arguments), out);
             }
             Some("custom_tool_call") => {
                 let call: CallItem<'_> = parse(raw.get())?;
-                let item = self.call(at, id, call.call_id.as_deref());
+                let item = self.call(at, id, call.call_id.as_deref())?;
                 self.start(item, &call, out);
                 // We never offer such a tool. Its input is free text, and must not pass for arguments even by chance.
                 let input = call.input.map(Cow::into_owned).unwrap_or_default();
@@ -155,22 +159,36 @@ impl Items {
                 };
                 self.tell_arguments(item, Piece::All(input), out);
             }
-            _ if self.find(at, id, |what| matches!(what, What::Other)).is_none() => self.add(at, id, What::Other),
+            _ if self.find(at, id, |what| matches!(what, What::Other)).is_none() => self.add(at, id, What::Other)?,
             _ => {}
         }
         Ok(())
     }
 
     /// More of a message.
-    pub(super) fn say(&mut self, event: &Event<'_>, part: u64, piece: Piece, out: &mut Vec<Chunk>) {
-        let item = self.message(event.output_index, event.item_id.as_deref());
+    pub(super) fn say(
+        &mut self,
+        event: &Event<'_>,
+        part: u64,
+        piece: Piece,
+        out: &mut Vec<Chunk>,
+    ) -> Result<(), ProviderError> {
+        let item = self.message(event.output_index, event.item_id.as_deref())?;
         self.tell_words(item, part, piece, out);
+        Ok(())
     }
 
     /// More of the thinking.
-    pub(super) fn think(&mut self, event: &Event<'_>, part: Thought, piece: Piece, out: &mut Vec<Chunk>) {
-        let item = self.reasoning(event.output_index, event.item_id.as_deref());
+    pub(super) fn think(
+        &mut self,
+        event: &Event<'_>,
+        part: Thought,
+        piece: Piece,
+        out: &mut Vec<Chunk>,
+    ) -> Result<(), ProviderError> {
+        let item = self.reasoning(event.output_index, event.item_id.as_deref())?;
         self.tell_thought(item, part, piece, out);
+        Ok(())
     }
 
     /// More of a call's arguments. Those of a call that we have not heard of come again with its item.
@@ -254,46 +272,52 @@ impl Items {
             .or_else(|| self.list.iter().rposition(here))
     }
 
-    fn add(&mut self, at: Option<u64>, id: Option<&str>, what: What) {
+    /// Another item: the last of the list.
+    fn add(&mut self, at: Option<u64>, id: Option<&str>, what: What) -> Result<(), ProviderError> {
+        room_beside(self.list.len())?;
         self.list.push(Item {
             at,
             id: id.map(str::to_owned),
             what,
         });
+        Ok(())
     }
 
-    fn message(&mut self, at: Option<u64>, id: Option<&str>) -> usize {
+    fn message(&mut self, at: Option<u64>, id: Option<&str>) -> Result<usize, ProviderError> {
         let known = self.find(at, id, |what| matches!(what, What::Message { .. }));
-        known.unwrap_or_else(|| {
-            let (told, bytes, phase) = (Vec::new(), 0, None);
-            self.add(at, id, What::Message { told, bytes, phase });
-            self.list.len() - 1
-        })
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (told, bytes, phase) = (Vec::new(), 0, None);
+        self.add(at, id, What::Message { told, bytes, phase })?;
+        Ok(self.list.len() - 1)
     }
 
-    fn reasoning(&mut self, at: Option<u64>, id: Option<&str>) -> usize {
+    fn reasoning(&mut self, at: Option<u64>, id: Option<&str>) -> Result<usize, ProviderError> {
         let known = self.find(at, id, |what| matches!(what, What::Reasoning { .. }));
-        known.unwrap_or_else(|| {
-            let (told, whole) = (Vec::new(), None);
-            self.add(at, id, What::Reasoning { told, whole });
-            self.list.len() - 1
-        })
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (told, whole) = (Vec::new(), None);
+        self.add(at, id, What::Reasoning { told, whole })?;
+        Ok(self.list.len() - 1)
     }
 
     /// A call: another id at the same place is another call.
-    fn call(&mut self, at: Option<u64>, id: Option<&str>, call_id: Option<&str>) -> usize {
+    fn call(&mut self, at: Option<u64>, id: Option<&str>, call_id: Option<&str>) -> Result<usize, ProviderError> {
         let same = |known: &Option<String>| known.is_none() || call_id.is_none() || known.as_deref() == call_id;
         let known = self.find(
             at,
             id,
             |what| matches!(what, What::Call { call_id, .. } if same(call_id)),
         );
-        known.unwrap_or_else(|| {
-            let call_id = call_id.map(str::to_owned);
-            let (index, told) = (None, false);
-            self.add(at, id, What::Call { index, call_id, told });
-            self.list.len() - 1
-        })
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let call_id = call_id.map(str::to_owned);
+        let (index, told) = (None, false);
+        self.add(at, id, What::Call { index, call_id, told })?;
+        Ok(self.list.len() - 1)
     }
 
     /// Tells that a call begins, once.

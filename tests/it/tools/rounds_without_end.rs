@@ -60,3 +60,30 @@ async fn a_model_that_asks_even_then_ends_the_run_with_every_call_answered() {
     assert_eq!(conversation.last(), Some(&json!({"role": "user", "content": "Why?"})));
     assert_well_formed(&conversation);
 }
+
+#[tokio::test]
+async fn more_calls_in_one_round_than_an_answer_may_have_end_the_run() {
+    let ids: Vec<String> = (0..1_100).map(|number| format!("c{number}")).collect();
+    let all: Vec<_> = ids.iter().map(|id| ask(id, "Oslo")).collect();
+    let tools = weather().await;
+    for dialect in Dialect::ALL {
+        let model = Upstream::always(dialect.round(&[], &all)).await;
+        let gateway = with_weather(dialect.gateway(&model), &tools).start().await;
+        let refusal = post(&gateway, "/chat", question("Weather?")).await.expect(502).await;
+        assert_eq!(refusal.problem().await, "output_limit", "{dialect:?}");
+        assert_eq!((model.calls(), tools.calls()), (1, 0), "{dialect:?}");
+    }
+}
+
+#[tokio::test]
+async fn calls_without_end_are_cut() {
+    let call = json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"name": "weather"}}]}}]});
+    let many = [openai::event(&call).as_ref(); 500].concat();
+    let tools = weather().await;
+    let model = Upstream::always(Script::sse().role().repeat(many, Duration::ZERO, 100_000)).await;
+    let gateway = gateway(&model, &tools).start().await;
+    let refusal = post(&gateway, "/chat", question("Weather?")).await.expect(502).await;
+    assert_eq!(refusal.problem().await, "output_limit");
+    model.closed().await;
+    assert_eq!((model.calls(), tools.calls()), (1, 0));
+}
