@@ -64,6 +64,8 @@ pub struct Kit<'a> {
     pub shelf: &'a dyn Shelf,
     /// When the run began.
     pub began: Instant,
+    /// When it will be cut.
+    pub until: Instant,
     /// Where it is counted what happens.
     pub meters: &'a Meters,
     /// The run, as part of a trace.

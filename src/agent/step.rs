@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     chat::{
-        Chunk, Event, FinishKind, Message, ToolCall, ToolCallMade, ToolChoice,
+        Again, Chunk, Event, FinishKind, Message, ToolCall, ToolCallMade, ToolChoice,
         fold::{Asked, Round},
     },
     error::{Error, ErrorCode},
@@ -183,7 +183,8 @@ fn note(span: &mut Span, turn: &Turn) {
     }
 }
 
-/// Opens the round's stream: at the candidate that has answered so far, or, as long as nobody has, at the next that can.
+/// Opens the round's stream: at the candidate that has answered so far, or, as long as nobody has, at the next that can. From
+/// the run's second call on nothing is sent twice: words were told by then, or a tool has run.
 async fn open(
     candidates: &[Candidate],
     kit: &Kit<'_>,
@@ -198,6 +199,10 @@ async fn open(
         let meter = kit.meters.call(&model.provider, &model.model);
         let mut span = begin(kit, model, &**provider);
         turn.request.trace = span.traceparent();
+        turn.request.again = Again {
+            unsent_only: turn.rounds > 1,
+            until: Some(kit.until),
+        };
         let error = match provider.stream(&fitted(&**provider, &turn.request)).await {
             Ok(chunks) => return Ok((chunks, meter, span)),
             Err(error) => error,

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::next::{Next, next},
-        chat::{Chunk, ResponseFormat, Settings, ToolChoice},
+        chat::{Again, Chunk, ResponseFormat, Settings, ToolChoice},
     };
 
     fn turn() -> Turn {
@@ -229,6 +229,7 @@ mod tests {
             settings: Settings::default(),
             response_format: ResponseFormat::Text,
             trace: None,
+            again: Again::default(),
         };
         Turn::new(request, None)
     }

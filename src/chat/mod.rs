@@ -20,5 +20,5 @@ pub use chunk::{Chunk, FinishKind, FinishReason};
 pub use event::{Event, ToolCallMade, ToolResult};
 pub use id::{ArtifactId, EventId, Principal, RunId, SessionId};
 pub use message::{Carry, Image, Message, Role, ToolCall};
-pub use request::{ChatRequest, ResponseFormat, Settings, ToolChoice, ToolDefinition};
+pub use request::{Again, ChatRequest, ResponseFormat, Settings, ToolChoice, ToolDefinition};
 pub use usage::{ModelCall, Usage};

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::Message;
 
@@ -24,6 +25,17 @@ pub struct ChatRequest {
     pub response_format: ResponseFormat,
     /// The trace that it is part of, as W3C's `traceparent`.
     pub trace: Option<String>,
+    /// What may be asked again, should it be refused.
+    pub again: Again,
+}
+
+/// What may be asked again when a provider refuses it, and until when.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Again {
+    /// Only what was never sent, for want of a connection: the client has been told of this run, or a tool has run.
+    pub unsent_only: bool,
+    /// When the answer will be of no use any more.
+    pub until: Option<Instant>,
 }
 
 /// A tool as a model is told of it.

@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        chat::{FinishKind, Message, ResponseFormat, Settings, ToolChoice},
+        chat::{Again, FinishKind, Message, ResponseFormat, Settings, ToolChoice},
         provider::{decoding::Decoding, golden::golden},
     };
 
@@ -196,6 +196,7 @@ mod tests {
             },
             response_format: ResponseFormat::Text,
             trace: None,
+            again: Again::default(),
         };
         let call = Azure(form).encode(&request).map_err(|e| e.detail)?;
         Ok((

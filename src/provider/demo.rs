@@ -235,7 +235,7 @@ mod tests {
     use futures_util::StreamExt;
 
     use super::*;
-    use crate::chat::{Settings, ToolCall, fold::words};
+    use crate::chat::{Again, Settings, ToolCall, fold::words};
 
     fn tool(name: &str, parameters: Value) -> ToolDefinition {
         ToolDefinition {
@@ -267,6 +267,7 @@ mod tests {
             settings: Settings::default(),
             response_format: ResponseFormat::Text,
             trace: None,
+            again: Again::default(),
         }
     }
 

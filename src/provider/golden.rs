@@ -4,7 +4,9 @@
 use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
-use crate::chat::{Carry, ChatRequest, Image, Message, ResponseFormat, Settings, ToolCall, ToolChoice, ToolDefinition};
+use crate::chat::{
+    Again, Carry, ChatRequest, Image, Message, ResponseFormat, Settings, ToolCall, ToolChoice, ToolDefinition,
+};
 
 /// Every scenario as this dialect writes it.
 pub(crate) fn golden(dialect: &dyn Dialect, carried: &[Carry]) -> Value {
@@ -36,6 +38,7 @@ fn scenarios(carried: &[Carry]) -> Vec<(&'static str, ChatRequest)> {
         settings: Settings::default(),
         response_format: ResponseFormat::Text,
         trace: None,
+        again: Again::default(),
     };
     let hi = || plain(vec![Message::user("Hi", vec![])]);
     let with = |change: fn(&mut ChatRequest)| {

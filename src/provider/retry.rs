@@ -4,20 +4,26 @@ use std::{future::Future, time::Duration};
 
 use reqwest::header::HeaderMap;
 
+use tokio::time::Instant;
+
 use super::ProviderError;
+use crate::chat::Again;
 
 /// The longest time that a provider may make us wait before we ask again; one that wants longer is not asked again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long before the answer is of no use the last wait must be over: sooner than that is a better error than a lost run.
+const SPARE: Duration = Duration::from_secs(1);
 /// The wait before the first repetition where the provider names none; it doubles each time.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 
-/// Asks until it works, the error is one that asking again does not mend, or `max_retries` repetitions are used up. `again`
-/// is told of each repetition, and why.
+/// Asks until it works, the error is one that asking again does not mend, or `max_retries` repetitions are used up, and within
+/// what `may` says. `again` is told of each repetition, and why.
 ///
 /// # Errors
 /// The last one.
 pub async fn ask<T, F>(
     max_retries: u32,
+    may: Again,
     mut attempt: impl FnMut() -> F,
     again: impl Fn(&ProviderError),
 ) -> Result<T, ProviderError>
@@ -31,7 +37,11 @@ where
             Err(error) => error,
         };
         let delay = error.retry_after.unwrap_or_else(|| backoff(retries));
-        if retries >= max_retries || !error.retryable() || delay > PATIENCE {
+        let late = may
+            .until
+            .is_some_and(|until| Instant::now() + delay.min(PATIENCE) + SPARE > until);
+        let sent = may.unsent_only && !error.unsent();
+        if retries >= max_retries || !error.retryable() || delay > PATIENCE || late || sent {
             return Err(error);
         }
         retries += 1;
@@ -140,9 +150,49 @@ mod tests {
                 attempts += 1;
                 std::future::ready(Err(error.clone()))
             };
-            let outcome: Result<(), _> = ask(2, attempt, |_| again.set(again.get() + 1)).await;
+            let outcome: Result<(), _> = ask(2, Again::default(), attempt, |_| again.set(again.get() + 1)).await;
             assert!(outcome.is_err());
             assert_eq!((attempts, again.get()), (expected, expected - 1), "{error}");
+        }
+    }
+
+    /// How often it is asked in all.
+    async fn attempts(error: &ProviderError, may: Again) -> u32 {
+        let mut attempts = 0;
+        let attempt = || {
+            attempts += 1;
+            std::future::ready(Err(error.clone()))
+        };
+        let outcome: Result<(), _> = ask(2, may, attempt, |_| ()).await;
+        assert!(outcome.is_err());
+        attempts
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_waited_for_that_comes_too_late() {
+        let busy = ProviderError {
+            retry_after: Some(Duration::from_secs(3)),
+            ..ProviderError::new(Kind::RateLimited, "")
+        };
+        for (left, expected) in [(3, 1), (4, 2), (6, 2), (7, 3)] {
+            let began = Instant::now();
+            let may = Again {
+                until: Some(began + Duration::from_secs(left)),
+                ..Again::default()
+            };
+            assert_eq!(attempts(&busy, may).await, expected, "with {left} seconds left");
+            assert_eq!(began.elapsed().as_secs(), 3 * u64::from(expected - 1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn later_in_a_run_only_what_was_never_sent_is_sent_again() {
+        let may = Again {
+            unsent_only: true,
+            ..Again::default()
+        };
+        for (kind, expected) in [(Kind::Server, 1), (Kind::RateLimited, 1), (Kind::Connect, 3)] {
+            assert_eq!(attempts(&ProviderError::new(kind, ""), may).await, expected, "{kind:?}");
         }
     }
 }

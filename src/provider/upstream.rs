@@ -315,7 +315,7 @@ impl<D: Dialect> Provider for HttpProvider<D> {
             };
             let attempt = || async { attempt().await.map_err(|e| failed(&self.name, e)) };
             let again = |error: &ProviderError| self.meters.call_again(&self.name, retry::reason(error));
-            retry::ask(self.limits.max_retries, attempt, again).await
+            retry::ask(self.limits.max_retries, request.again, attempt, again).await
         })
     }
 }

@@ -73,6 +73,7 @@ impl Runs {
             },
             shelf: &shelf,
             began: run.began,
+            until: run.began + self.limits.deadline,
             meters: &self.meters,
             span: &span,
         };

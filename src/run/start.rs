@@ -20,7 +20,9 @@ use super::{
 };
 use crate::{
     agent::{Agent, Form, ModelRef, Turn, form::fitted, step::Candidate},
-    chat::{ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice},
+    chat::{
+        Again, ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice,
+    },
     error::{Error, ErrorCode},
     limit::Common,
     store::{
@@ -107,6 +109,7 @@ impl Runs {
             settings: order.settings.over(&agent.settings),
             response_format,
             trace: None,
+            again: Again::default(),
         };
         let tied = agent.max_tool_rounds == 0; // who may have no round of tools has none to choose
         let lacking = match &request.tool_choice {

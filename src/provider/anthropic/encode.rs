@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use crate::{
         chat::{
-            Carry, Settings, ToolCall,
+            Again, Carry, Settings, ToolCall,
             fold::{Round, words},
         },
         provider::{anthropic::Anthropic, dialect::Dialect as _, golden::golden},
@@ -406,6 +406,7 @@ mod tests {
             settings,
             response_format: ResponseFormat::Text,
             trace: None,
+            again: Again::default(),
         };
         let refused = |settings| check(&request(settings)).map_err(|unsupported| unsupported.field);
         let of = |change: fn(&mut Settings)| {

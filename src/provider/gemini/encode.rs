@@ -271,7 +271,7 @@ fn some_text(text: &str) -> Option<Value> {
 mod tests {
     use super::*;
     use crate::{
-        chat::{Carry, Image, Settings, ToolCall},
+        chat::{Again, Carry, Image, Settings, ToolCall},
         provider::{
             dialect::{Decoder as _, Dialect as _},
             frame::Frame,
@@ -297,6 +297,7 @@ mod tests {
             settings: Settings::default(),
             response_format: ResponseFormat::Text,
             trace: None,
+            again: Again::default(),
         }
     }
 

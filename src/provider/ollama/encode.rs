@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        chat::{Carry, Settings},
+        chat::{Again, Carry, Settings},
         provider::{golden::golden, ollama::Ollama},
     };
 
@@ -176,6 +176,7 @@ mod tests {
                 },
                 response_format: ResponseFormat::Text,
                 trace: None,
+                again: Again::default(),
             };
             check(&request).map(|()| body(&request)["think"].clone())
         };

@@ -245,7 +245,7 @@ fn asked(call: &ToolCall) -> Value {
 mod tests {
     use super::*;
     use crate::{
-        chat::{Carry, Settings},
+        chat::{Again, Carry, Settings},
         provider::{golden::golden, responses::Responses},
     };
 
@@ -367,6 +367,7 @@ mod tests {
                 settings: Settings::default(),
                 response_format: ResponseFormat::Text,
                 trace: None,
+                again: Again::default(),
             };
             assert_eq!(body(&request, "here").get("include").is_some(), expected, "{model}");
         }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::Responses;
 use crate::{
     chat::{
-        ChatRequest, Chunk, FinishKind, Message, ResponseFormat, Settings, ToolChoice, Usage,
+        Again, ChatRequest, Chunk, FinishKind, Message, ResponseFormat, Settings, ToolChoice, Usage,
         fold::{Round, words},
     },
     provider::{
@@ -356,6 +356,7 @@ fn reasoning_is_handed_back_in_front_of_what_it_led_to() {
         settings: Settings::default(),
         response_format: ResponseFormat::Text,
         trace: None,
+        again: Again::default(),
     };
     let input = |provider: &str| -> Value {
         let body = Responses::of(provider).encode(&request).unwrap().body;

@@ -65,6 +65,14 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
         ).kind("rate_limited")
         .retry_after(600),
         Row::new(
+            "F20 a 429 for longer than the run has left",
+            [limited(&[("retry-after", "9")])],
+            refused(503, "upstream_rate_limited"),
+        ).kind("rate_limited")
+        .toml("[runs]\ndeadline = \"5s\"")
+        .retry_after(9)
+        .within(2_000),
+        Row::new(
             "F20 a 429 until a date",
             [limited(&dated)],
             refused(503, "upstream_rate_limited"),

@@ -375,12 +375,19 @@ async fn a_provider_that_fails_after_the_calls_fails_the_run_and_the_calls_are_n
     assert_eq!(history(&gateway).await, [Value::Null; 0]);
     assert_eq!(answer(&gateway, question("Weather?")).await["content"], "Well.");
 
-    // Where asking again helps, only the model is asked again.
-    let model = Upstream::start([first(), Script::status(503, &[], "{}"), says("Sunny.")]).await;
-    let recipe = super::gateway(&model, &tools).toml("[providers.openai]\nmax_retries = 1");
-    let gateway = recipe.start().await;
-    assert_eq!(answer(&gateway, question("Weather?")).await["content"], "Sunny.");
-    assert_eq!((model.calls(), tools.calls()), (3, 4));
+    // P5: a tool has run, so the model is not asked again either, though it might help.
+    for (status, code) in [
+        (429, "upstream_rate_limited"),
+        (500, "upstream_error"),
+        (503, "upstream_overloaded"),
+    ] {
+        let model = Upstream::start([first(), Script::status(status, &[], "{}"), says("Sunny.")]).await;
+        let recipe = super::gateway(&model, &tools).toml("[providers.openai]\nmax_retries = 2");
+        let gateway = recipe.start().await;
+        let refusal = post(&gateway, "/chat", question("Weather?")).await;
+        assert_eq!(refusal.problem().await, code);
+        assert_eq!(model.calls(), 2);
+    }
 }
 
 #[tokio::test]
