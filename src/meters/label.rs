@@ -113,6 +113,20 @@ words! {
         Draining = "shutting_down",
     }
 
+    /// What was wrong with an answer that was taken all the same.
+    Tolerated {
+        /// It ended with its finish, and without the mark that is to follow.
+        NoMark = "missing_done",
+        /// More came after its end: words, or another end.
+        Late = "dup_terminal",
+        /// A byte of it was no UTF-8.
+        NotUtf8 = "invalid_utf8",
+        /// It had an end, and nothing else.
+        Empty = "empty",
+        /// It came whole, though a stream was asked for.
+        Whole = "not_a_stream",
+    }
+
     /// Which way tokens went.
     Direction {
         /// To the model.

@@ -25,7 +25,7 @@ mod register;
 mod timing;
 
 pub use call::CallMeter;
-pub use label::{Direction, Disconnect, Format, Label, Outcome, Resume, Shed};
+pub use label::{Direction, Disconnect, Format, Label, Outcome, Resume, Shed, Tolerated};
 
 use timing::Timing;
 
@@ -66,6 +66,7 @@ pub struct Meters {
     upstream_requests: Count<2>,
     upstream_errors: Count<2>,
     upstream_retries: Count<2>,
+    upstream_tolerated: Count<2>,
     upstream_inflight: Level<1>,
     first_token: Times<1>,
     token_gap: Times<1>,
@@ -280,6 +281,12 @@ impl Meters {
     pub fn call_again(&self, provider: &str, reason: &'static str) {
         let labels = [("provider", self.label(provider)), ("reason", Label::Word(reason))];
         self.upstream_retries.get_or_create(&labels).inc();
+    }
+
+    /// A call's answer is complete, and had this wrong with it: once for each kind.
+    pub fn call_tolerated(&self, provider: &str, what: Tolerated) {
+        let labels = [("provider", self.label(provider)), ("kind", what.label())];
+        self.upstream_tolerated.get_or_create(&labels).inc();
     }
 
     /// What a call cost.

@@ -145,6 +145,12 @@ impl Meters {
                 "Calls that were made again before anything was said, by provider and reason",
                 Count::default(),
             ),
+            upstream_tolerated: add(
+                r,
+                "upstream_tolerated",
+                "Complete answers that had something wrong with them, by provider and kind",
+                Count::default(),
+            ),
             upstream_inflight: add(
                 r,
                 "upstream_inflight",

@@ -108,6 +108,10 @@ fn segment(name: &str) -> Option<String> {
 }
 
 impl Dialect for Azure {
+    fn marks_its_end(&self) -> bool {
+        true
+    }
+
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
         OpenAi.check(request)
     }

@@ -7,7 +7,7 @@ use super::{
     error::{Exactly, Kind},
     frame::{Each, FrameReader},
 };
-use crate::chat::Chunk;
+use crate::{chat::Chunk, meters::Tolerated};
 
 /// An answer being decoded.
 pub struct Decoding {
@@ -16,6 +16,12 @@ pub struct Decoding {
     progress: Progress,
     /// Whether there has been no event at all.
     silent: bool,
+    /// Whether there has been no content.
+    empty: bool,
+    /// Whether the mark of the end is still to come.
+    mark_is_due: bool,
+    /// Whether events came after the last.
+    late: bool,
 }
 
 impl Decoding {
@@ -27,6 +33,9 @@ impl Decoding {
             decoder: dialect.decoder(),
             progress: Progress::More,
             silent: true,
+            empty: true,
+            mark_is_due: dialect.marks_its_end(),
+            late: false,
         }
     }
 
@@ -34,6 +43,17 @@ impl Decoding {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.progress
+    }
+
+    /// What was wrong with the answer, now that it is complete.
+    pub fn tolerated(&self) -> impl Iterator<Item = Tolerated> {
+        let all = [
+            (self.mark_is_due, Tolerated::NoMark),
+            (self.late || self.decoder.went_on(), Tolerated::Late),
+            (self.frames.mended(), Tolerated::NotUtf8),
+            (self.empty, Tolerated::Empty),
+        ];
+        all.into_iter().filter_map(|(is, what)| is.then_some(what))
     }
 
     /// Takes the next bytes, wherever they were cut.
@@ -77,16 +97,25 @@ impl Decoding {
             decoder,
             progress,
             silent,
+            empty,
+            mark_is_due,
+            late,
         } = self;
-        read(frames, &mut |frame| {
+        let before = out.len();
+        let outcome = read(frames, &mut |frame| {
             *silent = false;
-            if *progress != Progress::Over {
+            if *progress == Progress::Over {
+                *late = true;
+            } else {
                 *progress = decoder.frame(frame, out).map_err(|error| match error.kind {
                     Kind::Protocol => error.exactly(Exactly::BadEvent),
                     _ => error,
                 })?;
+                *mark_is_due &= *progress != Progress::Over;
             }
             Ok(())
-        })
+        });
+        *empty &= !out[before..].iter().any(Chunk::is_content);
+        outcome
     }
 }

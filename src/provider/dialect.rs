@@ -26,6 +26,11 @@ pub trait Dialect: Send + Sync + 'static {
         Framing::Sse
     }
 
+    /// Whether a mark of the stream's end follows the finish. An answer without it is complete all the same.
+    fn marks_its_end(&self) -> bool {
+        false
+    }
+
     /// Headers of every call, beside the credentials.
     fn headers(&self) -> &'static [(&'static str, &'static str)] {
         &[]

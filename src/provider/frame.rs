@@ -4,7 +4,10 @@
 //! line dispatches; `data:` lines join with LF; one space after the colon is removed; comments, `id`, `retry` and
 //! unknown fields are skipped; a byte order mark may come first. Two departures: an event is bounded, and an event
 //! that the end of the stream left without its blank line is given if its data is JSON (it may carry the finish).
-//! Bytes stay bytes: nothing here decodes UTF-8, so no character can be cut.
+//! UTF-8 is decoded event by event, so no character can be cut; a byte that is none, inside an otherwise whole event, costs
+//! its character and not the answer.
+
+use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 
@@ -19,7 +22,7 @@ pub struct Frame<'a> {
     /// The `event:` field; empty without one.
     pub event: &'a [u8],
     /// The `data:` lines, joined.
-    pub data: &'a [u8],
+    pub data: &'a str,
 }
 
 /// Who is given each event.
@@ -49,6 +52,8 @@ pub struct FrameReader {
     after_cr: bool,
     /// Still before the first line.
     at_start: bool,
+    /// There was a byte that is no UTF-8.
+    mended: bool,
 }
 
 impl FrameReader {
@@ -64,7 +69,14 @@ impl FrameReader {
             has_data: false,
             after_cr: false,
             at_start: true,
+            mended: false,
         }
+    }
+
+    /// Whether an event had a byte that is no UTF-8.
+    #[must_use]
+    pub fn mended(&self) -> bool {
+        self.mended
     }
 
     /// Takes the next bytes, and gives each event that they complete.
@@ -142,14 +154,17 @@ impl FrameReader {
             return if line.trim_ascii().is_empty() {
                 Ok(())
             } else {
-                each(Frame { event: b"", data: line })
+                each(Frame {
+                    event: b"",
+                    data: &decoded(line, &mut self.mended),
+                })
             };
         }
         if line.is_empty() {
             if self.has_data {
                 each(Frame {
                     event: &self.event,
-                    data: &self.data,
+                    data: &decoded(&self.data, &mut self.mended),
                 })?;
             }
             self.event.clear();
@@ -183,6 +198,15 @@ impl FrameReader {
     }
 }
 
+/// Bytes as text; `mended` is told if some are none.
+fn decoded<'a>(bytes: &'a [u8], mended: &mut bool) -> Cow<'a, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    *mended = true;
+    String::from_utf8_lossy(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -196,7 +220,7 @@ mod tests {
         let mut reader = FrameReader::new(Framing::Sse, limit);
         let mut each = |frame: Frame<'_>| {
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-            events.push((text(frame.event), text(frame.data)));
+            events.push((text(frame.event), frame.data.to_owned()));
             Ok(())
         };
         for piece in pieces {

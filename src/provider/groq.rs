@@ -31,6 +31,10 @@ pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, 
 }
 
 impl Dialect for Groq {
+    fn marks_its_end(&self) -> bool {
+        true
+    }
+
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
         // A schema cannot be asked for while streaming, nor any JSON together with tools (console.groq.com/docs/structured-outputs,
         // 2026-11).
@@ -83,7 +87,7 @@ impl Decoder for GroqDecoder {
             Ok(_) if frame.event == b"error" => return Err(told(frame.data)),
             other => other?,
         };
-        if memmem::find(frame.data, b"x_groq").is_some() {
+        if memmem::find(frame.data.as_bytes(), b"x_groq").is_some() {
             self.aside(frame.data)?;
         }
         Ok(progress)
@@ -92,12 +96,16 @@ impl Decoder for GroqDecoder {
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         self.0.end(out)
     }
+
+    fn went_on(&self) -> bool {
+        self.0.went_on()
+    }
 }
 
 impl GroqDecoder {
     /// What stands beside the answer: the same numbers as elsewhere, or the only ones; and why it stopped early.
-    fn aside(&mut self, data: &[u8]) -> Result<(), ProviderError> {
-        let aside = serde_json::from_slice::<Extended<'_>>(data)
+    fn aside(&mut self, data: &str) -> Result<(), ProviderError> {
+        let aside = serde_json::from_str::<Extended<'_>>(data)
             .ok()
             .and_then(|chunk| chunk.x_groq);
         let Some(Aside { usage, error }) = aside else {
@@ -130,13 +138,13 @@ struct Aside<'a> {
 
 /// An error inside a stream: by the status it names, else by its code. `failed_generation`, the model's words, is not
 /// read.
-fn told(data: &[u8]) -> ProviderError {
-    let body: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
+fn told(data: &str) -> ProviderError {
+    let body: Value = serde_json::from_str(data).unwrap_or(Value::Null);
     let status = body.pointer("/error/status_code").and_then(Value::as_u64);
     match status.and_then(|status| u16::try_from(status).ok()) {
         Some(status @ 400..) => ProviderError {
             status: None, // what was answered is 200
-            ..Groq.refusal(status, &HeaderMap::new(), data)
+            ..Groq.refusal(status, &HeaderMap::new(), data.as_bytes())
         },
         _ => openai::reported(body.get("error").unwrap_or(&body)),
     }

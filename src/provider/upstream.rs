@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     chat::{ChatRequest, Chunk},
-    meters::Meters,
+    meters::{Meters, Tolerated},
     patience::Patience,
 };
 
@@ -230,9 +230,12 @@ impl<D: Dialect> HttpProvider<D> {
                     true => e.exactly(Exactly::Empty),
                     false => e,
                 });
-                return Ok(Box::pin(tokio_stream::once(
-                    Ok(chunks.map_err(|e| e.with_status(200))?),
-                )));
+                let chunks = chunks.map_err(|e| e.with_status(200))?;
+                self.meters.call_tolerated(&self.name, Tolerated::Whole);
+                if !chunks.iter().any(Chunk::is_content) {
+                    self.meters.call_tolerated(&self.name, Tolerated::Empty);
+                }
+                return Ok(Box::pin(tokio_stream::once(Ok(chunks))));
             }
             other => return Err(foreign(Exactly::ContentType, format!("content-type {}", word(other)))),
         }
@@ -254,7 +257,7 @@ impl<D: Dialect> HttpProvider<D> {
         let Some(mut batch) = reading.next().await? else {
             return Err(ProviderError::new(Kind::Truncated, "an empty stream").with_status(200));
         };
-        let name = self.name.clone();
+        let (name, meters) = (self.name.clone(), self.meters.clone());
         Ok(Box::pin(async_stream::try_stream! {
             loop {
                 yield batch;
@@ -262,6 +265,9 @@ impl<D: Dialect> HttpProvider<D> {
                     Some(next) => batch = next,
                     None => break,
                 }
+            }
+            for what in reading.decoding.tolerated() {
+                meters.call_tolerated(&name, what);
             }
         }))
     }

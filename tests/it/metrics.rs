@@ -164,7 +164,7 @@ async fn the_dashboard_asks_for_what_there_is_and_the_names_are_kept() {
             .sleep(std::time::Duration::from_millis(20))
             .say("lo")
             .finish("stop")
-            .done(),
+            .end(),
     })
     .await;
     let redis = closed_port();

@@ -57,14 +57,12 @@ enum Block {
 impl Decoder for AnthropicDecoder {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<Chunk>) -> Result<Progress, ProviderError> {
         if frame.event == b"error" {
-            return Err(reported(&serde_json::from_slice(frame.data).unwrap_or(Value::Null)));
+            return Err(reported(&serde_json::from_str(frame.data).unwrap_or(Value::Null)));
         }
-        if frame.data.trim_ascii() == b"[DONE]" {
+        if frame.data.trim_ascii() == "[DONE]" {
             return Ok(Progress::Over); // some proxies end with it; by itself it completes nothing
         }
-        // A byte that is not UTF-8 inside an otherwise whole event costs that character, not the answer.
-        let text = String::from_utf8_lossy(frame.data);
-        let event: Event<'_> = parse(&text)?;
+        let event: Event<'_> = parse(frame.data)?;
         if let Some(error) = event.error {
             return Err(reported(&parse(error.get())?));
         }
@@ -663,10 +661,7 @@ mod tests {
             ("upstream connect error: sk-1", Kind::Reported),
         ] {
             let mut decoder = AnthropicDecoder::default();
-            let frame = Frame {
-                event: b"error",
-                data: data.as_bytes(),
-            };
+            let frame = Frame { event: b"error", data };
             let error = decoder.frame(frame, &mut Vec::new()).unwrap_err();
             assert_eq!((error.kind, error.detail.contains("sk-1")), (expected, false), "{data}");
         }

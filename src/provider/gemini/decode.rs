@@ -42,7 +42,7 @@ pub(super) struct GeminiDecoder {
 
 impl Decoder for GeminiDecoder {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<Chunk>) -> Result<Progress, ProviderError> {
-        if frame.data.trim_ascii() == b"[DONE]" {
+        if frame.data.trim_ascii() == "[DONE]" {
             return Ok(Progress::Over); // not Gemini's, but of proxies in front of it
         }
         self.read(frame.data, out)?;
@@ -73,16 +73,14 @@ impl Decoder for GeminiDecoder {
 
 impl GeminiDecoder {
     /// One event, or several in an array.
-    fn read(&mut self, data: &[u8], out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        // A byte that is not UTF-8 inside an otherwise whole event costs that character, not the answer.
-        let text = String::from_utf8_lossy(data);
+    fn read(&mut self, text: &str, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         if text.trim_start().starts_with('[') {
-            let responses: Vec<Response<'_>> = parse(&text)?;
+            let responses: Vec<Response<'_>> = parse(text)?;
             return responses
                 .into_iter()
                 .try_for_each(|response| self.response(response, out));
         }
-        self.response(parse(&text)?, out)
+        self.response(parse(text)?, out)
     }
 
     fn response(&mut self, response: Response<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
@@ -301,7 +299,7 @@ fn finish_kind(raw: &str) -> Option<FinishKind> {
 pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
     let mut out = Vec::new();
     let mut decoder = GeminiDecoder::default();
-    decoder.read(body, &mut out)?;
+    decoder.read(&String::from_utf8_lossy(body), &mut out)?;
     decoder.end(&mut out).map_err(|error| match out.is_empty() {
         true => ProviderError::new(Kind::Protocol, "JSON that is not an answer"),
         false => error,
@@ -317,7 +315,7 @@ mod tests {
     fn run(events: &[&str]) -> (Vec<Chunk>, Vec<Progress>, Result<(), ProviderError>) {
         let (mut decoder, mut out, mut progress) = (GeminiDecoder::default(), Vec::new(), Vec::new());
         for event in events {
-            let (event, data) = (b"", event.as_bytes());
+            let (event, data) = (b"", *event);
             match decoder.frame(Frame { event, data }, &mut out) {
                 Ok(so_far) => progress.push(so_far),
                 Err(error) => return (out, progress, Err(error)),

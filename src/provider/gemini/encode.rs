@@ -322,7 +322,7 @@ mod tests {
         ];
         let (mut decoder, mut chunks) = (GeminiDecoder::default(), Vec::new());
         for event in events {
-            let (event, data) = (b"", event.as_bytes());
+            let (event, data) = (b"", event);
             decoder.frame(Frame { event, data }, &mut chunks).unwrap();
         }
         decoder.end(&mut chunks).unwrap();

@@ -37,12 +37,7 @@ pub(super) struct OllamaDecoder {
 
 impl Decoder for OllamaDecoder {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<Chunk>) -> Result<Progress, ProviderError> {
-        // A byte that is not UTF-8 inside an otherwise whole line costs that character, not the answer.
-        let text = match std::str::from_utf8(frame.data) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(frame.data),
-        };
-        self.line(&text, out)?;
+        self.line(frame.data, out)?;
         Ok(if self.finish.is_some() {
             Progress::Over
         } else {

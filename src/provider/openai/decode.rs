@@ -25,6 +25,8 @@ use crate::{
 pub(in crate::provider) struct OpenAiDecoder {
     calls: Vec<Call>,
     finish: Option<String>,
+    /// More came after the finish.
+    went_on: bool,
     usage: Usage,
 }
 
@@ -36,15 +38,10 @@ struct Call {
 
 impl Decoder for OpenAiDecoder {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<Chunk>) -> Result<Progress, ProviderError> {
-        if frame.data.trim_ascii() == b"[DONE]" {
+        if frame.data.trim_ascii() == "[DONE]" {
             return Ok(Progress::Over);
         }
-        // A byte that is not UTF-8 inside an otherwise whole event costs that character, not the answer.
-        let text = match std::str::from_utf8(frame.data) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(frame.data),
-        };
-        self.completion(parse(&text)?, out)?;
+        self.completion(parse(frame.data)?, out)?;
         Ok(if self.finish.is_some() {
             Progress::Finishing
         } else {
@@ -76,6 +73,10 @@ impl Decoder for OpenAiDecoder {
         });
         Ok(())
     }
+
+    fn went_on(&self) -> bool {
+        self.went_on
+    }
 }
 
 impl OpenAiDecoder {
@@ -89,7 +90,13 @@ impl OpenAiDecoder {
         // We ask for one choice; of a server that sends several, the first is the answer.
         for choice in completion.choices.into_iter().flatten().filter(|c| c.index == 0) {
             if self.finish.is_some() {
-                continue; // a second finish, or words after the first, are not the answer's
+                // A second finish, or words after the first, are not the answer's.
+                self.went_on |= choice.finish_reason.is_some_and(|reason| !reason.is_empty())
+                    || choice
+                        .delta
+                        .and_then(|delta| delta.content)
+                        .is_some_and(|text| !text.is_empty());
+                continue;
             }
             if let Some(delta) = choice.delta {
                 self.delta(delta, out)?;

@@ -31,6 +31,10 @@ pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, 
 }
 
 impl Dialect for OpenAi {
+    fn marks_its_end(&self) -> bool {
+        true
+    }
+
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
         match &request.response_format {
             ResponseFormat::JsonSchema { schema, .. } if !is_of_object(schema) => Err(Unsupported {

@@ -3,7 +3,7 @@
 //! An answer is a list of items (see `items.rs`), told event by event; its last event is one of `response.completed`,
 //! `.incomplete` and `.failed`, and nothing follows it: there is no `[DONE]`.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use serde_json::{Value, value::RawValue};
 
@@ -32,15 +32,10 @@ pub(super) struct ResponsesDecoder {
 
 impl Decoder for ResponsesDecoder {
     fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<Chunk>) -> Result<Progress, ProviderError> {
-        if frame.data.trim_ascii() == b"[DONE]" {
+        if frame.data.trim_ascii() == "[DONE]" {
             return Ok(Progress::Over); // not theirs; of compatible servers
         }
-        // A byte that is not UTF-8 inside an otherwise whole event costs that character, not the answer.
-        let text = match std::str::from_utf8(frame.data) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(frame.data),
-        };
-        let event: Event<'_> = parse(&text)?;
+        let event: Event<'_> = parse(frame.data)?;
         let named = String::from_utf8_lossy(frame.event);
         let kind = event.kind.as_deref().unwrap_or(&named);
         let part = event.content_index.unwrap_or(0);
@@ -81,7 +76,7 @@ impl Decoder for ResponsesDecoder {
                 return Ok(Progress::Over);
             }
             // Flat, or nested; `response.failed` may follow, but the first word about it is enough.
-            "error" => return Err(reported(&value(event.error.map_or(&*text, RawValue::get)))),
+            "error" => return Err(reported(&value(event.error.map_or(frame.data, RawValue::get)))),
             kind if !kind.starts_with("response.") => {
                 if let Some(error) = event.error {
                     return Err(reported(&value(error.get())));

@@ -81,6 +81,8 @@ pub(super) struct Row {
     pub(super) kind: Option<&'static str>,
     /// Why it is asked again before that, and how often.
     pub(super) again: Option<(&'static str, u8)>,
+    /// What is wrong with an answer that is taken all the same.
+    pub(super) tolerated: Vec<&'static str>,
     pub(super) toml: &'static str,
     pub(super) calls: usize,
     /// The least number of heartbeats.
@@ -107,6 +109,7 @@ impl Row {
             outcome,
             kind: None,
             again: None,
+            tolerated: Vec::new(),
             toml: PATIENT,
             calls: 1,
             heartbeats: 0,
@@ -150,6 +153,10 @@ impl Row {
             again: Some((reason, times)),
             ..self
         }
+    }
+    pub(super) fn tolerated(mut self, what: &'static str) -> Self {
+        self.tolerated.push(what);
+        self
     }
     pub(super) fn toml(self, toml: &'static str) -> Self {
         Self { toml, ..self }
@@ -218,6 +225,7 @@ impl Row {
             failed,
             kind: self.kind,
             again: self.again,
+            tolerated: self.tolerated.clone(),
         }
     }
 

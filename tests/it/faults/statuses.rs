@@ -213,6 +213,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
             [status(200, whole.to_string())],
             answered("All at once."),
         )
+        .tolerated("not_a_stream")
         .tokens(1)
         .counted(5, 6),
     ];

@@ -24,13 +24,15 @@ pub(super) fn rows() -> Vec<Row> {
             [saying(&ten).finish("stop").usage(3, 4).end()],
             answered(ten.concat()),
         )
+        .tolerated("missing_done")
         .counted(3, 4)
         .tokens(10),
         Row::new(
             "F36 a finish, and a FIN",
             [saying(&ten).finish("stop").cut()],
             answered(ten.concat()),
-        ),
+        )
+        .tolerated("missing_done"),
         Row::new(
             "F38 the end, and a socket left open",
             [saying(&ten).finish("stop").usage(3, 4).done().hang()],
@@ -43,6 +45,7 @@ pub(super) fn rows() -> Vec<Row> {
             [saying(&ten).finish("stop").usage(3, 4).hang()],
             answered(ten.concat()),
         )
+        .tolerated("missing_done")
         .counted(3, 4)
         .within(6_000),
         Row::new(
@@ -58,6 +61,7 @@ pub(super) fn rows() -> Vec<Row> {
                 .end()],
             answered(ten.concat()),
         )
+        .tolerated("dup_terminal")
         .tokens(10),
         Row::new(
             "F43 what nobody knows is passed over",
@@ -92,7 +96,8 @@ pub(super) fn rows() -> Vec<Row> {
                 .send(&b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\xFFb\"}}]}\n\n"[..])
                 .complete()],
             answered("a\u{FFFD}b"),
-        ),
+        )
+        .tolerated("invalid_utf8"),
         Row::new("F51 CRLF", [spelled("\r\n", "data: ")], answered("Héllo\n")).tokens(2),
         Row::new("F51 CR", [spelled("\r", "data: ")], answered("Héllo\n")).tokens(2),
         Row::new(
@@ -136,6 +141,7 @@ pub(super) fn rows() -> Vec<Row> {
             [Script::sse().role().complete()],
             answered(""),
         )
+        .tolerated("empty")
         .tokens(0),
         Row::new(
             "F56 no usage",

@@ -17,6 +17,8 @@ pub(crate) struct Wrong {
     pub(crate) kind: Option<&'static str>,
     /// Why it was asked again, and how often.
     pub(crate) again: Option<(&'static str, u8)>,
+    /// What was wrong with an answer that was taken all the same.
+    pub(crate) tolerated: Vec<&'static str>,
 }
 
 /// The meters at a moment: every series with its value.
@@ -98,5 +100,12 @@ impl Meters {
             "{reason}\n{}",
             self.text()
         );
+        let tolerated = "upstream_tolerated_total";
+        let mut all = 0.0;
+        for kind in &wrong.tolerated {
+            assert_eq!(more(tolerated, &label("kind", kind)), 1.0, "{kind}\n{}", self.text());
+            all += 1.0;
+        }
+        assert_eq!(more(tolerated, ""), all, "what was tolerated\n{}", self.text());
     }
 }
