@@ -226,9 +226,14 @@ impl<D: Dialect> HttpProvider<D> {
             "text/event-stream" | "application/x-ndjson" | "text/plain" | "application/octet-stream" | "" => {}
             "application/json" => {
                 let body = self.read_whole(response, self.limits.max_event).await;
-                let chunks = self.dialect.whole(&body).map_err(|e| match body.is_empty() {
-                    true => e.exactly(Exactly::Empty),
-                    false => e,
+                let chunks = self.dialect.whole(&body).map_err(|e| match (body.is_empty(), e.kind) {
+                    (true, _) => e.exactly(Exactly::Empty),
+                    // Who takes a request with a 200 does not refuse it: whatever it calls this, it is an error of its own.
+                    (_, Kind::Rejected) => ProviderError {
+                        kind: Kind::Reported,
+                        ..e
+                    },
+                    _ => e,
                 });
                 let chunks = chunks.map_err(|e| e.with_status(200))?;
                 self.meters.call_tolerated(&self.name, Tolerated::Whole);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use memchr::memmem;
 use serde_json::{Value, json};
 
-use super::row::{Row, broken, words};
+use super::row::{Row, broken, refused, status, words};
 use super::{KEY, WORDS};
 use crate::house::{Dialect, Script};
 
@@ -28,7 +28,13 @@ fn rows_of(dialect: Dialect) -> Vec<Row> {
     let endless = saying(dialect, &ten).bytes(format!("{:x}\r\n{}", 64 << 20, begun(dialect)));
     let malformed = saying(dialect, &ten).send(format!("{}{{\"{WORDS}\": [1,\n\n", begun(dialect)));
     let after = rest(dialect, &ten);
+    let rejection = Row::new(
+        format!("F28 a refusal as a whole answer ({})", dialect.kind()),
+        [status(200, rejection(dialect).to_string())],
+        refused(502, "upstream_error"),
+    );
     vec![
+        rejection.dialect(dialect).toml(ROOM).kind("in_band_error"),
         row(
             "F33 a FIN inside the body",
             saying(dialect, &forty).cut(),
@@ -120,6 +126,21 @@ fn begun(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Ollama => "",
         _ => "data: ",
+    }
+}
+
+/// An error that refuses the request, in the provider's way.
+fn rejection(dialect: Dialect) -> Value {
+    let message = format!("{WORDS} {KEY}");
+    match dialect {
+        Dialect::Ollama => json!({"error": message, "status_code": 400}),
+        Dialect::Anthropic => {
+            json!({"type": "error", "error": {"type": "invalid_request_error", "message": message}})
+        }
+        Dialect::Gemini => json!({"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": message}}),
+        Dialect::OpenAi | Dialect::Groq | Dialect::Azure | Dialect::Responses => {
+            json!({"error": {"message": message, "type": "invalid_request_error", "code": null}})
+        }
     }
 }
 
