@@ -51,6 +51,7 @@ impl Breaker {
     pub fn note<T>(&self, outcome: &Result<T, ProviderError>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
+            Err(error) if error.is_ours() => {}
             Err(error) if error.is_failure() => {
                 state.failures = state.failures.saturating_add(1);
                 if state.failures >= FAILURES {
@@ -66,6 +67,25 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::error::Exactly;
+
+    #[test]
+    fn a_fault_of_ours_says_nothing_of_the_provider() {
+        let breaker = Breaker::default();
+        let failed = || Err::<(), _>(ProviderError::new(Kind::Connect, ""));
+        let ours = || Err::<(), _>(ProviderError::new(Kind::Connect, "").exactly(Exactly::NoFiles));
+        for _ in 0..FAILURES {
+            breaker.note(&ours());
+        }
+        breaker.admit().unwrap();
+        for _ in 1..FAILURES {
+            breaker.note(&failed());
+        }
+        breaker.note(&ours());
+        breaker.admit().unwrap();
+        breaker.note(&failed());
+        assert!(breaker.admit().is_err(), "nor that it is well");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn it_opens_after_ten_failures_and_lets_one_try_after_five_seconds() {

@@ -81,6 +81,8 @@ words! {
     Exactly {
         /// Connect: the name leads nowhere.
         Dns = "dns",
+        /// Connect: this gateway, or its machine, may open no more files and sockets.
+        NoFiles = "no_files",
         /// TLS: the handshake broke off, and no certificate was at fault.
         Handshake = "handshake",
         /// Protocol: too many headers, or too long ones.
@@ -216,10 +218,17 @@ impl ProviderError {
     #[must_use]
     pub fn is_failure(&self) -> bool {
         use Kind::*;
-        matches!(
-            self.kind,
-            Connect | Tls | ConnectTimeout | FirstByte | FirstToken | EmptyReply | Overloaded | Server
-        )
+        !self.is_ours()
+            && matches!(
+                self.kind,
+                Connect | Tls | ConnectTimeout | FirstByte | FirstToken | EmptyReply | Overloaded | Server
+            )
+    }
+
+    /// Whether this gateway is at fault, so that it says nothing of the provider.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.exactly == Some(Exactly::NoFiles)
     }
 
     /// Whether another provider may do better: anything but a fault of the request's.

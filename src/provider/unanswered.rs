@@ -12,6 +12,10 @@ use super::{
     error::{Exactly, Kind},
 };
 
+/// What the system calls it that there are no more file descriptors: in the whole machine (`ENFILE`), in this process
+/// (`EMFILE`).
+const NO_FILES: [i32; 2] = [23, 24];
+
 /// Looks names up as the machine does, and says so when there is no such name.
 #[derive(Clone, Copy, Debug)]
 pub struct Names;
@@ -51,7 +55,11 @@ pub fn before_answer(error: &reqwest::Error, scheme: &str) -> ProviderError {
             ];
             kinds.contains(&io.kind())
         };
+        let no_files = |io: &io::Error| io.raw_os_error().is_some_and(|code| NO_FILES.contains(&code));
         return match () {
+            () if any(error, |cause| cause.downcast_ref().filter(|io| no_files(io))).is_some() => {
+                of(Kind::Connect, Some(Exactly::NoFiles))
+            }
             () if any(error, |cause| cause.downcast_ref::<rustls::Error>()).is_some() => of(Kind::Tls, None),
             () if any(error, |cause| cause.downcast_ref::<Nowhere>()).is_some() => {
                 of(Kind::Connect, Some(Exactly::Dns))
@@ -142,6 +150,16 @@ mod tests {
         }
     }
 
+    /// A resolver that may open no socket.
+    struct Full(i32);
+
+    impl Resolve for Full {
+        fn resolve(&self, _: Name) -> Resolving {
+            let error = Nowhere(io::Error::from_raw_os_error(self.0));
+            Box::pin(async { Err(error.into()) })
+        }
+    }
+
     /// What a call comes to with such a resolver, and how long it takes.
     async fn asked(resolver: impl Resolve + 'static) -> (ProviderError, Duration) {
         let settings = ProviderSettings {
@@ -184,5 +202,15 @@ mod tests {
     async fn a_name_that_nobody_knows_leads_nowhere() {
         let (error, _) = asked(Unknowing).await;
         assert_eq!((error.kind, error.word(), error.unsent()), (Kind::Connect, "dns", true));
+    }
+
+    // S16: the provider is not to be left alone for what this gateway lacks.
+    #[tokio::test]
+    async fn a_gateway_without_files_is_no_fault_of_the_provider_s() {
+        for code in NO_FILES {
+            let (error, _) = asked(Full(code)).await;
+            assert_eq!((error.kind, error.word()), (Kind::Connect, "no_files"));
+            assert!(error.unsent() && !error.is_failure());
+        }
     }
 }
