@@ -30,10 +30,17 @@ pub async fn until_signalled(start: impl Future<Output = anyhow::Result<Running>
     Ok(())
 }
 
+/// Its number, on every Unix and machine that we build for.
+#[cfg(unix)]
+const SIGXFSZ: i32 = 25;
+
 #[cfg(unix)]
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    /// Never asked for: that somebody would take it makes a write beyond the limit of a file's size an error of that write's,
+    /// instead of the process's end.
+    _file_size: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
@@ -43,6 +50,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _file_size: signal(SignalKind::from_raw(SIGXFSZ))?,
         })
     }
 
