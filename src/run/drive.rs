@@ -18,8 +18,9 @@ use crate::{
     tool::{Offer, ToolContext},
 };
 
-/// How long a turn may take to be written. Longer than the store's own patience.
-const COMMIT: Duration = Duration::from_secs(10);
+/// How long a turn may take to be written. Longer than the stores' own patience: they know whether a turn that is late can
+/// still be taken back, and wait for its outcome if it cannot.
+const COMMIT: Duration = Duration::from_secs(70);
 
 /// How long it may take to write down that a turn could not be: its reader has waited already.
 const REGRET: Duration = Duration::from_secs(1);
@@ -192,7 +193,7 @@ impl Runs {
                 messages: driven.turn.added(),
                 status,
             });
-        let committed = commit.is_some();
+        let has_turn = commit.is_some();
         let mut done = result(run, &driven.turn, truncated, status == RunStatus::Completed);
         done.answer.artifact_files = files;
         let end = RunEnd {
@@ -208,19 +209,21 @@ impl Runs {
             Some(_) => self.write(run, status, &end, commit).await,
             None => Ok(()),
         };
+        let committed = has_turn && written.is_ok();
         let (status, error) = match (written, error) {
             (Err(unwritten), None) => {
                 let failed = RunEnd {
                     error: serde_json::to_value(&unwritten).ok(),
                     ..end.clone()
                 };
-                // If this cannot be written either, the row says after a restart that the run was interrupted.
-                let regret = self.store.end(run.id, RunStatus::Failed, &failed, None);
-                let _ = tokio::time::timeout(REGRET, regret).await;
+                self.regret(run, RunStatus::Failed, &failed).await;
                 (RunStatus::Failed, Some(unwritten))
             }
             (Err(unwritten), Some(error)) => {
                 tracing::warn!(run_id = %run.id, error = %unwritten, cause = unwritten.causes(), "how a run ended was not written down");
+                if has_turn {
+                    self.regret(run, status, &end).await;
+                }
                 (status, Some(error))
             }
             (Ok(()), error) => (status, error),
@@ -314,6 +317,12 @@ impl Runs {
         };
         run.end(ended, Event::Failed(Error::internal("a panic")));
         self.say(run, []);
+    }
+
+    /// Writes how a run ended whose turn could not be written. If this cannot be either, the row says after a restart that the
+    /// run was interrupted.
+    async fn regret(&self, run: &Run, status: RunStatus, end: &RunEnd) {
+        let _ = tokio::time::timeout(REGRET, self.store.end(run.id, status, end, None)).await;
     }
 
     async fn write(&self, run: &Run, status: RunStatus, end: &RunEnd, commit: Option<Commit<'_>>) -> Result<(), Error> {

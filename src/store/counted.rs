@@ -58,6 +58,10 @@ impl Store for Counted {
         self.within.shared()
     }
 
+    fn hurry(&self) {
+        self.within.hurry();
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         self.within.close()
     }

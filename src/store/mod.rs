@@ -45,6 +45,8 @@ pub trait Store: SessionStore + RunStore + ArtifactStore + TicketStore {
     }
     /// Whether it can be reached and written to.
     fn ready(&self) -> futures_util::future::BoxFuture<'_, Result<(), Error>>;
+    /// Says that the gateway goes down: who waits for something to be written is soon told that it was not, if that is so.
+    fn hurry(&self) {}
     /// Writes what is open and closes it.
     fn close(&self) -> futures_util::future::BoxFuture<'_, ()>;
 }

@@ -166,6 +166,8 @@ pub(super) fn broken(error: &sqlx::Error) -> Error {
 /// What an error is of, for the meters: codes of SQLite (numbers, the last eight bits of extended ones) and of PostgreSQL.
 fn kind(error: &sqlx::Error) -> &'static str {
     let code = match error {
+        // Another file where ours was.
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::StaleNetworkFileHandle => return "io",
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_) => return "connection",
         sqlx::Error::PoolTimedOut => return "timeout",
         sqlx::Error::Database(error) => error.code().unwrap_or_default(),

@@ -4,7 +4,12 @@
 //! many turns. Turns are written with `synchronous=FULL`; a run's first row with `NORMAL`, which in WAL mode survives
 //! the process but costs no wait for the disk. Reads have connections of their own and never wait for the writer.
 
-use std::{fs::File, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
@@ -15,6 +20,7 @@ use sqlx::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::file::Opened;
 use super::{
     Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store,
     StoredMessage, conflict,
@@ -30,12 +36,19 @@ use crate::{
 };
 
 mod artifacts;
+mod file;
 mod tickets;
 
 /// How long a write may wait for its turn and for the file's lock.
 const BUSY: Duration = Duration::from_secs(5);
-/// How long a write may take altogether, on a disk that does not answer: longer than it may wait for the file's lock.
+/// How long a write may wait on a disk that does not answer, before it is taken back: longer than for the file's lock.
 const STALLED: Duration = Duration::from_secs(10);
+/// The same once the gateway goes down.
+const HURRIED: Duration = Duration::from_secs(1);
+/// How long a turn's outcome is waited for when it can no more be taken back.
+const OUTCOME: Duration = Duration::from_secs(50);
+/// After what pause it is tried again to undo what was told as failed.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Writes that may wait; one more waits to be let in.
 const QUEUE: usize = 1024;
 /// The most writes of one transaction.
@@ -74,6 +87,7 @@ pub struct Sqlite {
     reads: SqlitePool,
     writer: TaskTracker,
     closing: CancellationToken,
+    hurried: CancellationToken,
     /// Held as long as the store is open: two gateways on one file would interrupt each other's runs.
     lock: File,
 }
@@ -85,13 +99,15 @@ impl Sqlite {
     /// Whatever is in the way: another gateway, a file that is no database, or one of a newer version.
     pub async fn open(path: &str, meters: &Meters) -> Result<Self, Error> {
         let failed = |what: &str| format!("the store {path} {what}");
-        let lock = lock(path).map_err(|e| unavailable(&failed("cannot be opened"), e))?;
+        let lock = file::lock(path).map_err(|e| unavailable(&failed("cannot be opened"), e))?;
         let Some(lock) = lock else {
             return Err(Error::new(
                 ErrorCode::StoreUnavailable,
                 failed("is in use by another sluicegate"),
             ));
         };
+        let looked = file::look(path, &migrations()).await;
+        looked.map_err(|why| Error::new(ErrorCode::StoreUnavailable, failed(&why)))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -121,41 +137,132 @@ impl Sqlite {
         let (writes, queue) = mpsc::channel(QUEUE);
         let tasks = TaskTracker::new();
         let closing = CancellationToken::new();
-        tasks.spawn(write_all(writer, queue, closing.clone()));
+        let writer = Writer {
+            db: writer,
+            opened: Opened::at(path),
+            undo: Vec::new(),
+        };
+        tasks.spawn(writer.write_all(queue, closing.clone()));
         tasks.close();
         Ok(Self {
             writes,
             reads,
             writer: tasks,
             closing,
+            hurried: CancellationToken::new(),
             lock,
         })
     }
 
-    /// Hands an operation to the writer and waits for it.
+    /// Hands an operation to the writer and waits for it. What has not come to its COMMIT in time is taken back, so that it
+    /// is known not to be written; a turn that has is waited for, because only its outcome says what may be told.
     async fn write(&self, op: Op) -> Result<i64, Error> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
+        let (turn, fate) = (op.turn().is_some(), Arc::<Fate>::default());
+        let write = Write {
+            op,
+            reply,
+            fate: fate.clone(),
+        };
         let gone = |_| Error::new(ErrorCode::StoreUnavailable, "The store is closed.");
-        let sent = tokio::time::timeout(BUSY, self.writes.send(Write { op, reply })).await;
-        let full = |_| Error::new(ErrorCode::StoreUnavailable, "The store has too much to write.");
-        sent.map_err(full)?.map_err(|e| gone(e.to_string()))?;
-        let slow = |_| Error::new(ErrorCode::StoreUnavailable, "The store did not write in time.");
-        let answer = tokio::time::timeout(STALLED, answer).await.map_err(slow)?;
-        answer.map_err(|e| gone(e.to_string()))?
+        let full = || Error::new(ErrorCode::StoreUnavailable, "The store has too much to write.");
+        tokio::select! {
+            biased;
+            sent = self.writes.send(write) => sent.map_err(|e| gone(e.to_string()))?,
+            () = self.patience(BUSY) => return Err(full()),
+        }
+        tokio::select! {
+            biased;
+            outcome = &mut answer => return outcome.map_err(|e| gone(e.to_string()))?,
+            () = self.patience(STALLED) => {}
+        }
+        if turn && !fate.take_back() {
+            tokio::select! {
+                biased;
+                outcome = &mut answer => return outcome.map_err(|e| gone(e.to_string()))?,
+                () = tokio::time::sleep(OUTCOME) => {}
+            }
+        }
+        // The last word: what was answered before it counts; what is committed after it is undone.
+        answer.close();
+        answer.try_recv().unwrap_or_else(|_| Err(late()))
     }
+
+    /// Waits for this long, or for little longer than until the gateway goes down.
+    async fn patience(&self, time: Duration) {
+        let hurried = async {
+            self.hurried.cancelled().await;
+            tokio::time::sleep(HURRIED).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = hurried => {}
+        }
+    }
+}
+
+fn late() -> Error {
+    Error::new(ErrorCode::StoreUnavailable, "The store did not write in time.")
 }
 
 /// One thing to write.
 struct Write {
     op: Op,
     reply: oneshot::Sender<Result<i64, Error>>,
+    fate: Arc<Fate>,
 }
 
 impl Write {
     /// Who has given up waiting has said so to somebody: what they wanted must not happen after that. But for a run's mere
     /// end, which is true whenever it is written.
     fn is_wanted(&self) -> bool {
-        !self.reply.is_closed() || matches!(self.op, Op::End { turn: None, .. })
+        matches!(self.op, Op::End { turn: None, .. }) || !(self.reply.is_closed() || self.fate.is_taken_back())
+    }
+
+    /// The same, for good: from here on nobody takes it back.
+    fn is_final(&self) -> bool {
+        self.fate.go_on();
+        self.is_wanted()
+    }
+
+    /// Tells who asked. A turn that nobody waits for any more, because it took too long inside its COMMIT, was told as
+    /// failed: it has to be undone.
+    fn answer(self, outcome: Result<i64, Error>) -> Option<Undo> {
+        let kept = outcome.as_ref().is_ok_and(|rows| *rows > 0);
+        let unheard = self.reply.send(outcome).is_err();
+        match self.op {
+            Op::End { run, turn, .. } if kept && unheard => turn.map(|turn| Undo {
+                run,
+                principal: turn.principal,
+                session: turn.session,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a write is taken back or goes on to its COMMIT: what is said first counts.
+#[derive(Default)]
+struct Fate(OnceLock<Said>);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Said {
+    TakenBack,
+    Committing,
+}
+
+impl Fate {
+    /// Whether it is now certain that nothing is written.
+    fn take_back(&self) -> bool {
+        *self.0.get_or_init(|| Said::TakenBack) == Said::TakenBack
+    }
+
+    fn go_on(&self) {
+        let _ = self.0.set(Said::Committing); // or it was taken back
+    }
+
+    fn is_taken_back(&self) -> bool {
+        self.0.get() == Some(&Said::TakenBack)
     }
 }
 
@@ -187,7 +294,8 @@ enum Op {
     },
     Artifact(artifacts::ArtifactOp),
     Ticket(tickets::TicketOp),
-    /// Nothing of meaning, but through the whole road and onto a page of the file: a disk that is full or broken is seen.
+    /// A run's beginning that is taken away again: through the whole road and onto as many pages of the file, so that a disk
+    /// which is full or broken is seen as a run would see it.
     Probe,
 }
 
@@ -201,6 +309,14 @@ struct TurnRows {
 }
 
 impl Op {
+    /// The turn that it adds.
+    fn turn(&self) -> Option<&TurnRows> {
+        match self {
+            Op::End { turn, .. } => turn.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Whether its answer must mean that it is on the disk.
     fn lasting(&self) -> bool {
         match self {
@@ -310,7 +426,13 @@ impl Op {
                 sqlx::query(idle).bind(before).execute(db).await?
             }
             Op::Artifact(op) => return op.apply(now, db).await,
-            Op::Probe => sqlx::query("PRAGMA user_version = 1").execute(db).await?,
+            Op::Probe => {
+                let run = Box::new(probe()?);
+                let (principal, id) = (run.principal.clone(), run.session_id.clone());
+                let user_id = String::new();
+                Box::pin(Op::Begin { run, user_id }.apply(&mut *db)).await?;
+                return Box::pin(Op::Delete { principal, id }.apply(db)).await;
+            }
             Op::Ticket(op) => return op.apply(now, db).await,
         };
         Ok(done.rows_affected().cast_signed())
@@ -352,6 +474,23 @@ impl TurnRows {
     }
 }
 
+/// A run of nobody's.
+fn probe() -> Result<RunRecord, sqlx::Error> {
+    let session_id = "probe".parse();
+    Ok(RunRecord {
+        id: RunId::new(),
+        principal: Principal::named(""),
+        session_id: session_id.map_err(|_| sqlx::Error::Decode("a session's id".into()))?,
+        agent: String::new(),
+        model: String::new(),
+        metadata: BTreeMap::new(),
+        created_at: 0,
+        idempotency: Some((String::new(), String::new())),
+        status: RunStatus::Running,
+        end: None,
+    })
+}
+
 /// Notes what a model call cost.
 async fn write_call(run: RunId, call: &ModelCall, ended_at: i64, db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let number = |number: Option<u64>| number.and_then(|number| i64::try_from(number).ok());
@@ -373,52 +512,152 @@ async fn write_call(run: RunId, call: &ModelCall, ended_at: i64, db: &mut Sqlite
     .map(drop)
 }
 
-/// The writer: until the store is closed, or everybody who could ask is gone.
-async fn write_all(mut db: SqliteConnection, mut queue: mpsc::Receiver<Write>, closing: CancellationToken) {
-    let mut waiting = Vec::with_capacity(BATCH);
-    loop {
-        tokio::select! {
-            biased;
-            () = std::future::ready(()), if !waiting.is_empty() => {}
-            count = queue.recv_many(&mut waiting, BATCH) => if count == 0 { break },
-            () = closing.cancelled(), if !queue.is_closed() => queue.close(), // what is in it is still written
+/// A turn that was committed after it had been told as failed: a failed run adds nothing to its session.
+struct Undo {
+    run: RunId,
+    principal: Principal,
+    session: SessionId,
+}
+
+impl Undo {
+    async fn apply(&self, db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let shorten = sqlx::query(
+            "UPDATE sessions SET version = max(version + 1, ?4), message_count = message_count - \
+             (SELECT count(*) FROM messages WHERE principal = ?1 AND session_id = ?2 AND run_id = ?3) \
+             WHERE principal = ?1 AND id = ?2",
+        );
+        shorten
+            .bind(self.principal.as_str())
+            .bind(self.session.as_str())
+            .bind(self.run.to_string())
+            .bind(fresh_version())
+            .execute(&mut *db)
+            .await?;
+        sqlx::query("DELETE FROM messages WHERE principal = ? AND session_id = ? AND run_id = ?")
+            .bind(self.principal.as_str())
+            .bind(self.session.as_str())
+            .bind(self.run.to_string())
+            .execute(&mut *db)
+            .await?;
+        sqlx::query(
+            "UPDATE runs SET status = CASE status WHEN 'completed' THEN 'failed' ELSE status END, error = coalesce(error, ?) \
+             WHERE id = ?",
+        )
+        .bind(json(&late()))
+        .bind(self.run.to_string())
+        .execute(db)
+        .await
+        .map(drop)
+    }
+}
+
+/// What writes.
+struct Writer {
+    db: SqliteConnection,
+    opened: Opened,
+    /// What the next transaction begins with.
+    undo: Vec<Undo>,
+}
+
+impl Writer {
+    /// Until the store is closed, or everybody who could ask is gone.
+    async fn write_all(mut self, mut queue: mpsc::Receiver<Write>, closing: CancellationToken) {
+        let mut waiting = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                () = std::future::ready(()), if !waiting.is_empty() => {}
+                count = queue.recv_many(&mut waiting, BATCH) => if count == 0 { break },
+                () = closing.cancelled(), if !queue.is_closed() => queue.close(), // what is in it is still written
+                () = tokio::time::sleep(AGAIN), if !self.undo.is_empty() => {}
+            }
+            waiting.retain(Write::is_wanted);
+            let (lasting, quick): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|write| write.op.lasting());
+            // What need not wait for the disk goes first, so that it does not.
+            for (batch, synchronous) in [
+                (quick, "PRAGMA synchronous = NORMAL"),
+                (lasting, "PRAGMA synchronous = FULL"),
+            ] {
+                if batch.is_empty() && self.undo.is_empty() {
+                    continue;
+                }
+                match self.write_batch(&batch, synchronous).await {
+                    Ok(outcomes) => {
+                        let told = batch.into_iter().zip(outcomes);
+                        self.undo
+                            .extend(told.filter_map(|(write, rows)| write.answer(Ok(rows))));
+                    }
+                    // One that fails must not take the others with it: each gets a transaction of its own.
+                    Err(error) if batch.len() > 1 && !is_everybodys(&error) => {
+                        for write in batch.into_iter().filter(Write::is_wanted) {
+                            let outcome = self.write_batch(std::slice::from_ref(&write), synchronous).await;
+                            let outcome = outcome.map(|rows| rows[0]).map_err(|e| broken(&e));
+                            self.undo.extend(write.answer(outcome));
+                        }
+                    }
+                    Err(error) => {
+                        // Who came meanwhile has waited for the same file: a turn is tried once more, nothing else.
+                        let came = std::iter::from_fn(|| queue.try_recv().ok());
+                        let (lasting, quick): (Vec<_>, Vec<_>) = came.take(QUEUE).partition(|write| write.op.lasting());
+                        waiting.extend(lasting);
+                        for write in batch.into_iter().chain(quick) {
+                            write.answer(Err(broken(&error)));
+                        }
+                    }
+                }
+            }
         }
-        waiting.retain(Write::is_wanted);
-        let (lasting, quick): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|write| write.op.lasting());
-        // What need not wait for the disk goes first, so that it does not.
-        for (batch, synchronous) in [
-            (quick, "PRAGMA synchronous = NORMAL"),
-            (lasting, "PRAGMA synchronous = FULL"),
-        ] {
-            if batch.is_empty() {
-                continue;
-            }
-            match write_batch(&mut db, &batch, synchronous).await {
-                Ok(outcomes) => batch
-                    .into_iter()
-                    .zip(outcomes)
-                    .for_each(|(write, rows)| drop(write.reply.send(Ok(rows)))),
-                // One that fails must not take the others with it: each gets a transaction of its own.
-                Err(error) if batch.len() > 1 && !is_everybodys(&error) => {
-                    for write in batch.into_iter().filter(Write::is_wanted) {
-                        let outcome = write_batch(&mut db, std::slice::from_ref(&write), synchronous).await;
-                        drop(write.reply.send(outcome.map(|rows| rows[0]).map_err(|e| broken(&e))));
-                    }
-                }
-                Err(error) => {
-                    // Who came meanwhile has waited for the same file: a turn is tried once more, nothing else.
-                    let came = std::iter::from_fn(|| queue.try_recv().ok());
-                    let (lasting, quick): (Vec<_>, Vec<_>) = came.take(QUEUE).partition(|write| write.op.lasting());
-                    waiting.extend(lasting);
-                    for write in batch.into_iter().chain(quick) {
-                        drop(write.reply.send(Err(broken(&error))));
-                    }
-                }
-            }
+        if !self.undo.is_empty()
+            && let Err(error) = self.write_batch(&[], "PRAGMA synchronous = FULL").await
+        {
+            tracing::error!(%error, "turns that were told as failed could not be taken out of their sessions");
+        }
+        if let Err(error) = self.db.close().await {
+            tracing::warn!(%error, "the store was not closed cleanly; nothing that was acknowledged is lost");
         }
     }
-    if let Err(error) = db.close().await {
-        tracing::warn!(%error, "the store was not closed cleanly; nothing that was acknowledged is lost");
+
+    /// One transaction.
+    async fn write_batch(&mut self, batch: &[Write], synchronous: &'static str) -> Result<Vec<i64>, sqlx::Error> {
+        sqlx::query(synchronous).execute(&mut self.db).await?;
+        let written = loop {
+            sqlx::query("BEGIN IMMEDIATE").execute(&mut self.db).await?;
+            match self.fill(batch).await {
+                Ok(None) => {
+                    sqlx::query("ROLLBACK").execute(&mut self.db).await?;
+                }
+                Ok(Some(outcomes)) => match sqlx::query("COMMIT").execute(&mut self.db).await {
+                    Ok(_) => break Ok(outcomes),
+                    Err(error) => break Err(error),
+                },
+                Err(error) => break Err(error),
+            }
+        };
+        match &written {
+            Ok(_) => self.undo.clear(),
+            // It failed already; there is nothing to undo.
+            Err(_) => drop(sqlx::query("ROLLBACK").execute(&mut self.db).await),
+        }
+        written
+    }
+
+    /// Everything between BEGIN and COMMIT. `None`: something that is in it was taken back meanwhile.
+    async fn fill(&mut self, batch: &[Write]) -> Result<Option<Vec<i64>>, sqlx::Error> {
+        for undo in &self.undo {
+            undo.apply(&mut self.db).await?;
+        }
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for write in batch {
+            // The lock may have been long in coming, and its asker be gone.
+            outcomes.push(match write.is_wanted() {
+                true => Some(write.op.apply(&mut self.db).await?),
+                false => None,
+            });
+        }
+        self.opened.check()?;
+        let mut all = batch.iter().zip(&outcomes);
+        let whole = all.all(|(write, outcome)| outcome.is_none() || write.is_final());
+        Ok(whole.then(|| outcomes.into_iter().map(Option::unwrap_or_default).collect()))
     }
 }
 
@@ -433,39 +672,13 @@ fn is_everybodys(error: &sqlx::Error) -> bool {
         && code.is_none_or(|code| !OF_AN_OPERATION.contains(&(code & 0xff)))
 }
 
-/// One transaction.
-async fn write_batch(
-    db: &mut SqliteConnection,
-    batch: &[Write],
-    synchronous: &'static str,
-) -> Result<Vec<i64>, sqlx::Error> {
-    sqlx::query(synchronous).execute(&mut *db).await?;
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *db).await?;
-    let mut outcomes = Vec::with_capacity(batch.len());
-    for write in batch {
-        // The lock may have been long in coming, and its asker be gone.
-        if !write.is_wanted() {
-            outcomes.push(0);
-            continue;
-        }
-        match write.op.apply(&mut *db).await {
-            Ok(rows) => outcomes.push(rows),
-            Err(error) => {
-                let _ = sqlx::query("ROLLBACK").execute(&mut *db).await; // it failed already; there is nothing to undo
-                return Err(error);
-            }
-        }
-    }
-    if let Err(error) = sqlx::query("COMMIT").execute(&mut *db).await {
-        let _ = sqlx::query("ROLLBACK").execute(&mut *db).await;
-        return Err(error);
-    }
-    Ok(outcomes)
-}
-
 impl Store for Sqlite {
     fn ready(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async { self.write(Op::Probe).await.map(drop) })
+    }
+
+    fn hurry(&self) {
+        self.hurried.cancel();
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -720,18 +933,145 @@ impl Columns for SqliteRow {
     }
 }
 
-/// Takes the lock that says who has this file open; `None` if somebody else has. It goes with the process.
-fn lock(path: &str) -> std::io::Result<Option<File>> {
-    let path = Path::new(path);
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        super::make_private(folder)?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn written(writer: &mut Writer, op: Op) -> (Write, oneshot::Receiver<Result<i64, Error>>, i64) {
+        let (reply, answer) = oneshot::channel();
+        let fate = Arc::default();
+        let write = Write { op, reply, fate };
+        let rows = writer.write_batch(std::slice::from_ref(&write), "PRAGMA synchronous = FULL");
+        let rows = rows.await.unwrap()[0];
+        (write, answer, rows)
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = File::options().create(true).truncate(false).write(true).open(name)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(error),
+
+    async fn count(writer: &mut Writer, what: &'static str) -> i64 {
+        sqlx::query_scalar(what).fetch_one(&mut writer.db).await.unwrap()
+    }
+
+    fn begin(run: RunId, session: &SessionId) -> Op {
+        Op::Begin {
+            run: Box::new(RunRecord {
+                id: run,
+                principal: Principal::anonymous(),
+                session_id: session.clone(),
+                agent: "a".into(),
+                model: "p/m".into(),
+                metadata: Default::default(),
+                created_at: 1,
+                idempotency: None,
+                status: RunStatus::Running,
+                end: None,
+            }),
+            user_id: "u".into(),
+        }
+    }
+
+    fn end(run: RunId, session: &SessionId, after_version: i64) -> Op {
+        Op::End {
+            run,
+            status: RunStatus::Completed,
+            end: Box::new(RunEnd {
+                ended_at: 2,
+                last_seq: Some(3),
+                usage: None,
+                calls: Vec::new(),
+                error: None,
+                done: None,
+            }),
+            turn: Some(TurnRows {
+                principal: Principal::anonymous(),
+                session: session.clone(),
+                after_version,
+                status: "complete",
+                messages: vec![Message::user("Hi", Vec::new()), Message::user("there", Vec::new())],
+            }),
+        }
+    }
+
+    async fn writer(folder: &tempfile::TempDir) -> Writer {
+        let path = folder.path().join("s.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut db = SqliteConnection::connect_with(&options.journal_mode(SqliteJournalMode::Wal))
+            .await
+            .unwrap();
+        migrations().run(&mut db).await.unwrap();
+        Writer {
+            db,
+            opened: Opened::at(path.to_str().unwrap()),
+            undo: Vec::new(),
+        }
+    }
+
+    const MESSAGES: &str = "SELECT count(*) FROM messages";
+
+    #[tokio::test]
+    async fn a_turn_that_was_told_as_failed_while_it_was_committed_is_undone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(&folder).await;
+        let session: SessionId = "s".parse().unwrap();
+        let (first, second) = (RunId::new(), RunId::new());
+        let (.., version) = written(&mut writer, begin(first, &session)).await;
+        let (write, heard, rows) = written(&mut writer, end(first, &session, version)).await;
+        assert!(write.answer(Ok(rows)).is_none(), "somebody waits");
+        drop(heard);
+        let (.., version) = written(&mut writer, begin(second, &session)).await;
+        let (write, unheard, rows) = written(&mut writer, end(second, &session, version)).await;
+        assert_eq!(count(&mut writer, MESSAGES).await, 4);
+        drop(unheard);
+        writer.undo.extend(write.answer(Ok(rows)));
+        writer.write_batch(&[], "PRAGMA synchronous = NORMAL").await.unwrap();
+        assert!(writer.undo.is_empty());
+        assert_eq!(count(&mut writer, MESSAGES).await, 2);
+        assert_eq!(count(&mut writer, "SELECT message_count FROM sessions").await, 2);
+        let runs: Vec<String> = sqlx::query_scalar("SELECT status FROM runs ORDER BY id")
+            .fetch_all(&mut writer.db)
+            .await
+            .unwrap();
+        assert_eq!(runs, ["completed", "failed"]);
+    }
+
+    #[tokio::test]
+    async fn a_probe_takes_as_much_room_as_a_beginning_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(&folder).await;
+        let log = folder.path().join("s.db-wal");
+        let size = || std::fs::metadata(&log).unwrap().len();
+        let session: SessionId = "s".parse().unwrap();
+        written(&mut writer, begin(RunId::new(), &session)).await;
+        let before = size();
+        written(&mut writer, Op::Probe).await;
+        let between = size();
+        written(&mut writer, begin(RunId::new(), &session)).await;
+        assert!(between - before >= size() - between, "{before}, {between}, {}", size());
+        assert_eq!(count(&mut writer, "SELECT count(*) FROM runs").await, 2);
+        assert_eq!(count(&mut writer, "SELECT count(*) FROM sessions").await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_back_before_its_commit_is_not_written_and_takes_nothing_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(&folder).await;
+        let sessions: [SessionId; 2] = ["s", "t"].map(|id| id.parse().unwrap());
+        let runs = [RunId::new(), RunId::new()];
+        let mut batch = Vec::new();
+        let mut answers = Vec::new();
+        for (run, session) in runs.into_iter().zip(&sessions) {
+            let (.., version) = written(&mut writer, begin(run, session)).await;
+            let (reply, answer) = oneshot::channel();
+            let fate = Arc::default();
+            batch.push(Write {
+                op: end(run, session, version),
+                reply,
+                fate,
+            });
+            answers.push(answer);
+        }
+        assert!(batch[0].fate.take_back());
+        let outcomes = writer.write_batch(&batch, "PRAGMA synchronous = FULL").await.unwrap();
+        assert_eq!(outcomes, [0, 1]);
+        assert_eq!(count(&mut writer, MESSAGES).await, 2);
+        assert!(!batch[1].fate.take_back(), "it was committed");
     }
 }

@@ -7,8 +7,12 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    pin::pin,
     str::FromStr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,6 +24,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use self::replica::Replica;
 use super::{
@@ -41,8 +46,11 @@ mod tickets;
 const CONNECTIONS: u32 = 16;
 /// How long an operation may wait for a connection, a new one included.
 const ACQUIRE: Duration = Duration::from_secs(5);
-/// How long one may take altogether. Shorter than what a run waits for its turn to be written.
+/// How long one may take altogether, and how long once the gateway goes down.
 const PATIENCE: Duration = Duration::from_secs(9);
+const HURRIED: Duration = Duration::from_secs(1);
+/// How long one may take whose COMMIT was sent: only its outcome says what may be told.
+const OUTCOME: Duration = Duration::from_secs(60);
 /// How long what failed in passing (the server restarts, two deadlocked) is tried again, and after what pause.
 const AGAIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -93,6 +101,7 @@ fn migrations() -> Migrator {
 pub struct Postgres {
     pool: PgPool,
     replica: Arc<Replica>,
+    hurried: CancellationToken,
 }
 
 impl Postgres {
@@ -139,7 +148,11 @@ impl Postgres {
         let replica = Replica::begin(options, lease, meters.clone())
             .await
             .map_err(|e| unavailable(&whose, e))?;
-        Ok(Self { pool, replica })
+        Ok(Self {
+            pool,
+            replica,
+            hurried: CancellationToken::new(),
+        })
     }
 
     /// Does something until it is done, cannot be done, or has taken too long. What fails in passing is tried again, so it
@@ -148,24 +161,61 @@ impl Postgres {
     where
         F: Future<Output = Result<T, sqlx::Error>>,
     {
+        self.to_its_outcome(&AtomicBool::new(false), work).await
+    }
+
+    /// The same, of something that says when it cannot be taken back any more: from then on there is more patience.
+    async fn to_its_outcome<T, F>(&self, sealed: &AtomicBool, work: impl Fn(u32) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, sqlx::Error>>,
+    {
         let began = Instant::now();
+        let mut impatient = pin!(self.impatient(began));
         for attempt in 1.. {
-            match tokio::time::timeout_at(began + PATIENCE, work(attempt)).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(error)) if passing(&error) && began.elapsed() < AGAIN => {
+            let work = async {
+                let mut work = pin!(work(attempt));
+                tokio::select! {
+                    biased;
+                    outcome = &mut work => return Some(outcome),
+                    () = &mut impatient, if !sealed.load(Ordering::Relaxed) => {}
+                }
+                match sealed.load(Ordering::Relaxed) {
+                    true => tokio::time::timeout_at(began + OUTCOME, work).await.ok(),
+                    false => None,
+                }
+            };
+            let again = |error: &sqlx::Error| match sealed.load(Ordering::Relaxed) {
+                true => began.elapsed() < OUTCOME && (passing(error) || matches!(error, sqlx::Error::PoolTimedOut)),
+                false => began.elapsed() < AGAIN && passing(error),
+            };
+            match work.await {
+                Some(Ok(done)) => return Ok(done),
+                Some(Err(error)) if again(&error) => {
                     if gone(&error) {
                         self.replica.meters.store_reconnects();
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
-                Ok(Err(error)) => return Err(broken(&error)),
-                Err(_) => break,
+                Some(Err(error)) => return Err(broken(&error)),
+                None => break,
             }
         }
         Err(Error::new(
             ErrorCode::StoreUnavailable,
             "The store did not answer in time.",
         ))
+    }
+
+    /// Waits until what began then has taken long enough.
+    async fn impatient(&self, began: Instant) {
+        let hurried = async {
+            self.hurried.cancelled().await;
+            tokio::time::sleep(HURRIED).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(began + PATIENCE) => {}
+            () = hurried => {}
+        }
     }
 
     /// A connection.
@@ -297,6 +347,10 @@ impl Store for Postgres {
             db.back();
             Ok(())
         }))
+    }
+
+    fn hurry(&self) {
+        self.hurried.cancel();
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

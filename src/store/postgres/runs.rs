@@ -94,8 +94,9 @@ impl RunStore for Postgres {
                 done: end.done.as_ref().map(json),
                 calls: Calls::of(&end.calls),
             };
-            let (row, bodies) = (&row, &bodies);
-            let ended = self.patiently(move |attempt| async move {
+            let sealed = AtomicBool::new(false);
+            let (row, bodies, committing) = (&row, &bodies, &sealed);
+            let ended = self.to_its_outcome(&sealed, move |attempt| async move {
                 let mut db = self.lend().await?;
                 let mut ended = match &commit {
                     None => row.write(&mut db).await?,
@@ -103,7 +104,10 @@ impl RunStore for Postgres {
                         let mut work = db.begin().await?;
                         let ended = append(turn, &row.run, bodies, &mut work).await? && row.write(&mut work).await?;
                         match ended {
-                            true => work.commit().await?,
+                            true => {
+                                committing.store(true, Ordering::Relaxed);
+                                work.commit().await?;
+                            }
                             false => work.rollback().await?,
                         }
                         ended
