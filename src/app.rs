@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,8 +19,13 @@ use crate::{
     tool::{self, Tools},
 };
 
-/// How long readers have to take their last events once the last run has ended.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// How long everything may take together that comes after the last run's end, or after the end of `runs.drain`. With what
+/// `main` waits at last it leaves the usual drain within 25 s.
+const AFTER: Duration = Duration::from_secs(4);
+/// How much of it is kept for the store, which is closed last.
+const CLOSE: Duration = Duration::from_millis(500);
+/// How much of it is kept for the last spans, which tell of the last readers.
+const SPANS: Duration = Duration::from_secs(1);
 /// How often sessions are looked through for those whose time is over.
 const EXPIRY: Duration = Duration::from_secs(60);
 
@@ -191,23 +196,42 @@ async fn live(
     };
     let work = async {
         stop.cancelled().await;
-        runs.drain(settings.drain).await;
+        runs.finish(settings.drain).await;
+        let end = Instant::now() + AFTER;
+        tokio::join!(
+            part(&runs, door, &give_up, end - CLOSE),
+            closed("tools", end - CLOSE, runs.tools.close())
+        );
+        end
     };
-    tokio::select! {
-        () = work => {}
-        () = housekeeping => {}
-    }
-    let farewell = tokio::time::timeout(FAREWELL, door).await;
-    if farewell.is_err() {
-        give_up.cancel();
-        tracing::warn!("some readers did not take their last events in time");
-    }
-    runs.tools.close().await;
-    runs.store.close().await;
-    runs.tracer.close().await;
+    let end = tokio::select! {
+        end = work => end,
+        () = housekeeping => Instant::now() + AFTER, // it goes on for ever
+    };
+    closed("the store", end, runs.store.close()).await;
     over.cancel();
     if let Some(back) = back {
         let _ = back.await; // it ends at once
+    }
+}
+
+/// Lets the last runs and their readers go, then the spans that tell of them.
+async fn part(runs: &Runs, door: JoinHandle<()>, give_up: &CancellationToken, end: Instant) {
+    let farewell = async {
+        runs.ended().await;
+        door.await
+    };
+    if tokio::time::timeout_at(end - SPANS, farewell).await.is_err() {
+        give_up.cancel();
+        tracing::warn!("some readers did not take their last events in time");
+    }
+    closed("traces", end, runs.tracer.close()).await;
+}
+
+/// Closes something, unless it takes too long.
+async fn closed(what: &str, end: Instant, close: impl Future<Output = ()>) {
+    if tokio::time::timeout_at(end, close).await.is_err() {
+        tracing::warn!("{what} could not be closed in time");
     }
 }
 
@@ -431,7 +455,7 @@ impl Running {
 
     /// Tells it not to wait for runs any more.
     pub fn hurry(&self) {
-        self.runs.interrupt.cancel();
+        self.runs.hurry();
     }
 
     /// Waits until it has stopped.

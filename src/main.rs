@@ -23,7 +23,7 @@ use sluicegate::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long threads may take that are still at work when everything is over.
-const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_millis(250);
 
 /// An HTTP gateway that runs an AI agent and streams its answer.
 #[derive(Parser)]

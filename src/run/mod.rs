@@ -306,15 +306,27 @@ impl Runs {
         self.registry.close();
     }
 
-    /// Ends all runs: none begins any more, those that run have `patience` to finish, then they are interrupted.
-    /// Returns when the last has ended, and said so.
-    pub async fn drain(&self, patience: Duration) {
+    /// Lets runs finish: none begins any more, and those that have not ended when `patience` has, or somebody is in a hurry,
+    /// are interrupted.
+    pub async fn finish(&self, patience: Duration) {
         self.begin_drain();
         self.tasks.close();
-        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
-            self.interrupt.cancel();
-            self.tasks.wait().await;
+        tokio::select! {
+            () = self.tasks.wait() => {}
+            () = tokio::time::sleep(patience) => self.hurry(),
+            () = self.interrupt.cancelled() => {}
         }
+    }
+
+    /// Interrupts what still runs, and has nothing be waited for that may be long in coming.
+    pub fn hurry(&self) {
+        self.interrupt.cancel();
+        self.store.hurry();
+    }
+
+    /// Returns when the last run has ended, and said so.
+    pub async fn ended(&self) {
+        self.tasks.wait().await;
         self.tell_farewell().await;
     }
 

@@ -179,7 +179,8 @@ async fn a_provider_that_panics_fails_its_run_and_no_other() {
                 .unwrap();
             assert_eq!(session.message_count, 0, "{place}: half a turn");
         }
-        runs.drain(Duration::ZERO).await; // no task is left
+        runs.finish(Duration::ZERO).await;
+        runs.ended().await; // no task is left
     }
 }
 
@@ -216,7 +217,8 @@ async fn a_store_that_panics_at_the_end_leaves_no_reader_waiting_and_no_session_
         let next = runs.start(order("s", "Hi")).await.unwrap();
         assert_eq!(ended(&next).await.0, RunStatus::Completed);
     }
-    runs.drain(Duration::ZERO).await;
+    runs.finish(Duration::ZERO).await;
+    runs.ended().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,7 +245,8 @@ async fn a_run_whose_end_panics_gives_its_place_at_all_gateways_back() {
         assert_eq!(ended(&next).await.0, RunStatus::Completed);
     }
     tended.abort();
-    runs.drain(Duration::ZERO).await;
+    runs.finish(Duration::ZERO).await;
+    runs.ended().await;
 }
 
 /// A tally that knows places only, for one caller.
