@@ -132,7 +132,7 @@ impl Open {
     async fn begin(program: &Process, gate: &Gate) -> Self {
         let place = program.addr();
         let whole = tokio::spawn(async move {
-            let connection = Connection::open(&place).await.patience(PATIENCE * 3);
+            let connection = Connection::open(&place).await.patience(Duration::from_secs(70));
             connection
                 .call(Call::post("/chat").json(&body("Hold", "open-json")))
                 .await
@@ -162,6 +162,28 @@ impl Open {
         assert_eq!(whole.unwrap().expect(503).await.problem().await, "store_unavailable");
         assert!(text.ending.is_aborted(), "a text that is not kept looks whole");
         assert_eq!(events.codes(), ["store_unavailable"]);
+    }
+
+    /// What each of them is told is what is kept: a turn, or nothing. Says how many were.
+    async fn end_as_kept(self, program: &Process) -> usize {
+        let patience = Duration::from_secs(70);
+        let (whole, text, events) = tokio::join!(
+            within(patience, "the end of a run", self.whole),
+            self.text.patience(patience).body(),
+            self.events.patience(patience).transcript()
+        );
+        let whole = whole.unwrap();
+        let told = [
+            ("open-json", whole.status == 200),
+            ("open-text", text.ending == Ending::Complete),
+            ("open-events", events.terminal().event == "done"),
+        ];
+        for (session, complete) in told {
+            let kept = get(program, &format!("/sessions/{session}")).await.expect(200).await;
+            let kept = kept.json().await["message_count"] == 2;
+            assert_eq!(complete, kept, "{session}");
+        }
+        told.iter().filter(|(_, complete)| *complete).count()
     }
 
     async fn end_well(self) {
@@ -284,6 +306,39 @@ async fn told_to_stop_two_hundred_streams_come_to_one_end_each() {
     );
 }
 
+/// P21: whatever hangs, what comes after the drain takes little more than 4 s: a reader that takes nothing, a run without an
+/// end, a server of tools that takes no notice, a collector that never answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_stop_it_does_in_time_whatever_hangs() {
+    let piece = "x".repeat(64 << 10);
+    let script = (0..32)
+        .fold(Script::sse().role(), |script, _| script.say(&piece))
+        .hang();
+    let upstream = Upstream::always(script).await;
+    let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", collector.local_addr().unwrap());
+    let settings = [
+        ("RUNS__DRAIN", "1s"),
+        ("LOG__OTLP_ENDPOINT", &endpoint),
+        ("MCP__DEAF__COMMAND", "/bin/sh"),
+        ("MCP__DEAF__ARGS", "-c,trap '' TERM; while :; do sleep 1; done"),
+    ];
+    let mut program = program(&upstream, &settings).await;
+    let mut streams = Vec::new();
+    for number in 0..4 {
+        let stream = post(&program, "/chat/sse", body("Hi", &format!("s{number}"))).await;
+        streams.push(stream.expect(200).await);
+    }
+    for stream in &mut streams {
+        stream.next_event_named("token").await; // and nothing after it
+    }
+    let told = Instant::now();
+    program.terminate().await;
+    assert_eq!(program.wait_exit(Duration::from_secs(20)).await.code(), Some(0));
+    assert!(told.elapsed() < Duration::from_millis(5_900), "{:?}", told.elapsed());
+    drop(sound(&store(&program)).await);
+}
+
 /// S06: 5 s are waited for a lock, and no longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_somebody_else_locks_is_said_so_before_the_model_is_asked_and_no_turn_is_passed_for_kept() {
@@ -308,6 +363,8 @@ async fn a_file_that_somebody_else_locks_is_said_so_before_the_model_is_asked_an
     assert_eq!(Meters::of(&admin).await.get("store_up"), 0.0);
     gate.open();
     open.end_unkept().await;
+    let committed = program.log().matches("committed=true").count();
+    assert_eq!(committed, 1, "the first turn's: {}", program.log());
     let counted = Meters::of(&admin).await;
     assert!(counted.sum("store_errors_total") >= 3.0, "{}", counted.text());
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
@@ -523,13 +580,33 @@ async fn a_file_that_is_no_database_of_ours_stops_the_start_and_is_left_alone() 
         db.close().await.unwrap();
         std::fs::read(&path).unwrap()
     };
+    // Of another journal, one that is not our log.
+    let rolled_back = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes[18..20].fill(1);
+        bytes
+    };
+    let foreign = {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut db = options.connect().await.unwrap();
+        sqlx::query("CREATE TABLE mine (words TEXT)")
+            .execute(&mut db)
+            .await
+            .unwrap();
+        db.close().await.unwrap();
+        std::fs::read(&path).unwrap()
+    };
     let half = whole[..whole.len() / 2].to_vec();
     let header = [b"SQLite format 3\0".as_slice(), &[0xA5; 8_000]].concat();
     for (what, bytes) in [
         ("half", half),
         ("garbage", b"no database ".repeat(500)),
         ("a header and garbage", header),
+        ("a newer one with another journal", rolled_back(&newer)),
         ("a newer one", newer),
+        ("another program's", foreign),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data/sluicegate.db");
@@ -552,7 +629,72 @@ async fn a_file_that_is_no_database_of_ours_stops_the_start_and_is_left_alone() 
             "{what}: {said}"
         );
         assert!(std::fs::read(&path).unwrap() == bytes, "{what}: the file was changed");
+        for ending in ["-wal", "-shm", "-journal"] {
+            let beside = folder.path().join(format!("data/sluicegate.db{ending}"));
+            assert!(!beside.exists(), "{what}: {} was made", beside.display());
+        }
     }
+}
+
+/// Whoever removes the files, or puts others in their place, is not served as if they were kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_removed_while_it_is_open_is_said_so_and_no_turn_is_passed_for_kept() {
+    for log_only in [false, true] {
+        let gate = Gate::new("the end");
+        let upstream = holding(&gate).await;
+        let program = program(&upstream, &[]).await;
+        turn(&program, "s").await;
+        let open = Open::begin(&program, &gate).await;
+        let file = store(&program);
+        let beside = |ending: &str| PathBuf::from(format!("{}{ending}", file.display()));
+        if !log_only {
+            std::fs::remove_file(&file).unwrap();
+            std::fs::write(&file, "").unwrap();
+        }
+        std::fs::remove_file(beside("-wal")).unwrap();
+        let ready = not_ready(&program).await;
+        assert_eq!(ready.problem().await, "store_unavailable");
+        refused_by_the_store(&program, &upstream, Duration::from_secs(5)).await;
+        gate.open();
+        open.end_unkept().await;
+        get(&program, "/healthz").await.expect(200).await;
+    }
+}
+
+/// A limit of a file's size is an error like a full disk's, not the process's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_of_file_sizes_refuses_runs_and_ends_nothing() {
+    let gate = Gate::new("the end");
+    let upstream = holding(&gate).await;
+    let program = program(&upstream, &[]).await;
+    turn(&program, "s").await;
+    let open = Open::begin(&program, &gate).await;
+    let limit = async |size: &str| {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args([
+            "--pid",
+            &program.pid().to_string(),
+            &format!("--fsize={size}:unlimited"),
+        ]);
+        match prlimit.status().await {
+            Ok(status) if status.success() => Ok(()),
+            other => Err(format!("prlimit: {other:?}")),
+        }
+    };
+    let Some(()) = granted("a limit of file sizes", limit("4096").await) else {
+        return;
+    };
+    refused_by_the_store(&program, &upstream, Duration::from_secs(5)).await;
+    not_ready(&program).await;
+    gate.open();
+    open.end_unkept().await;
+    limit("unlimited").await.unwrap();
+    eventually("readiness", async || {
+        (get(&program, "/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    turn(&program, "s").await;
+    drop(sound(&store(&program)).await);
 }
 
 /// S14.
@@ -869,7 +1011,8 @@ mod a_slow_disk {
         );
     }
 
-    /// The same of one that does not answer at all: the store's deadline is the answer.
+    /// The same of one that does not answer for long: the store's deadline is the answer, but for a turn that is already being
+    /// committed. That one is waited for, because nobody knows what to say of it.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn that_does_not_answer_is_not_waited_for_for_ever() {
         let gate = Gate::new("the end");
@@ -893,10 +1036,57 @@ mod a_slow_disk {
         let refused = async {
             refused_by_the_store(&program, &upstream, Duration::from_secs(12)).await;
         };
-        tokio::join!(open.end_unkept(), refused);
+        refused.await;
         assert!(began.elapsed() < Duration::from_secs(17), "{:?}", began.elapsed());
         get(&program, "/healthz").await.expect(200).await;
+        let complete = open.end_as_kept(&program).await;
+        assert!(complete > 0, "a turn that was kept in the end was not told");
         strace.stop().await;
+        drop(sound(&store(&program)).await);
+    }
+}
+
+/// Told to stop while a turn is at such a disk: the process does not wait for it for ever, and nobody is told what is not so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_stop_while_the_disk_does_not_answer_it_does_and_says_nothing_that_is_not_so() {
+    let gate = Gate::new("the end");
+    let upstream = holding(&gate).await;
+    let mut program = program(&upstream, &[("RUNS__DRAIN", "1s")]).await;
+    turn(&program, "s").await;
+    let sessions = ["a", "b", "c"];
+    let mut streams = Vec::new();
+    for session in sessions {
+        let stream = post(&program, "/chat/sse", body("Hold", session)).await;
+        streams.push(stream.expect(200).await);
+    }
+    gate.reached_by(3).await;
+    let injected = Strace::on(&program, "fsync,fdatasync", "delay_enter=60000000").await;
+    let Some(strace) = granted("a disk that does not answer", injected) else {
+        return;
+    };
+    gate.open();
+    upstream.idle().await;
+    eventually("readiness to say no", async || {
+        let ready = get(&program, "/readyz").await;
+        (ready.status == 503).then_some(())
+    })
+    .await;
+    let told = Instant::now();
+    program.terminate().await;
+    let ends = join_all(streams.into_iter().map(Response::transcript)).await;
+    program.logged("stopped").await;
+    assert!(told.elapsed() < Duration::from_millis(5_900), "{:?}", told.elapsed());
+    drop(strace); // a thread that it holds does not even end
+    assert_eq!(program.wait_exit(PATIENCE).await.code(), Some(0));
+    program.restart().await;
+    for (session, end) in sessions.iter().zip(&ends) {
+        let kept = get(&program, &format!("/sessions/{session}")).await.expect(200).await;
+        let kept = kept.json().await["message_count"] == 2;
+        match end.ended {
+            Ended::Eof => assert_eq!(end.terminal().event == "done", kept, "{session}"),
+            Ended::Aborted => assert!(!end.kinds().contains(&"error"), "{session}"),
+        }
+        post(&program, "/chat", body("Hi", session)).await.expect(200).await;
     }
 }
 
