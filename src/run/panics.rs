@@ -194,15 +194,17 @@ async fn a_provider_that_never_pauses_is_stopped_by_a_cancel_and_by_the_deadline
     let cancelled = Instant::now();
     run.cancel.cancel();
     assert_eq!(ended(&run).await.1, Some(ErrorCode::Cancelled));
-    assert!(cancelled.elapsed() < Duration::from_millis(250), "{cancelled:?}");
+    assert!(cancelled.elapsed() < Duration::from_secs(5), "{cancelled:?}");
 
-    runs.drain(Duration::ZERO).await;
+    runs.finish(Duration::ZERO).await;
+    runs.ended().await;
     runs = self::runs(Arc::new(Memory::default()));
     Arc::get_mut(&mut runs).expect("it is new").limits.deadline = Duration::from_millis(100);
     let run = runs.start(order("s", "for ever")).await.unwrap();
     assert_eq!(ended(&run).await.1, Some(ErrorCode::RunDeadline));
-    assert!(run.began.elapsed() < Duration::from_millis(350), "{run:?}");
-    runs.drain(Duration::ZERO).await;
+    assert!(run.began.elapsed() < Duration::from_secs(5), "{run:?}");
+    runs.finish(Duration::ZERO).await;
+    runs.ended().await;
 }
 
 #[tokio::test]
