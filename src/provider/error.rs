@@ -81,6 +81,8 @@ words! {
     Exactly {
         /// Connect: the name leads nowhere.
         Dns = "dns",
+        /// Connect timeout: nobody said which address the name has.
+        DnsTimeout = "dns_timeout",
         /// Connect: this gateway, or its machine, may open no more files and sockets.
         NoFiles = "no_files",
         /// TLS: the handshake broke off, and no certificate was at fault.
@@ -187,6 +189,7 @@ impl ProviderError {
     #[must_use]
     pub fn word(&self) -> &'static str {
         match (self.exactly, self.kind, self.status) {
+            (Some(Exactly::Handshake), ..) => Kind::Tls.as_str(), // it only may be tried again
             (Some(exactly), ..) => exactly.as_str(),
             (None, Kind::Reported, Some(400..)) => Kind::Rejected.as_str(), // it was no event that said so
             (None, kind, _) => kind.as_str(),

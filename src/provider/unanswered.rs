@@ -3,6 +3,7 @@
 use std::{
     error::Error as _,
     io::{self, ErrorKind},
+    time::Duration,
 };
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -34,6 +35,24 @@ impl Resolve for Names {
     }
 }
 
+/// A resolver that is waited for a little less than for a connection as a whole, so that it is known which of them was late.
+pub(super) struct InTime<R> {
+    pub(super) names: R,
+    pub(super) patience: Duration,
+}
+
+/// A name that nobody tells the address of.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody said in time which address the name has")]
+struct Unheard;
+
+impl<R: Resolve> Resolve for InTime<R> {
+    fn resolve(&self, name: Name) -> Resolving {
+        let found = tokio::time::timeout(self.patience, self.names.resolve(name));
+        Box::pin(async { found.await.map_err(|_| Unheard)? })
+    }
+}
+
 /// What a request that got no answer means.
 #[must_use]
 pub fn before_answer(error: &reqwest::Error, scheme: &str) -> ProviderError {
@@ -59,6 +78,9 @@ pub fn before_answer(error: &reqwest::Error, scheme: &str) -> ProviderError {
         return match () {
             () if any(error, |cause| cause.downcast_ref().filter(|io| no_files(io))).is_some() => {
                 of(Kind::Connect, Some(Exactly::NoFiles))
+            }
+            () if any(error, |cause| cause.downcast_ref::<Unheard>()).is_some() => {
+                of(Kind::ConnectTimeout, Some(Exactly::DnsTimeout))
             }
             () if any(error, |cause| cause.downcast_ref::<rustls::Error>()).is_some() => of(Kind::Tls, None),
             () if any(error, |cause| cause.downcast_ref::<Nowhere>()).is_some() => {
@@ -193,9 +215,9 @@ mod tests {
         let (error, took) = asked(Silent).await;
         assert_eq!(
             (error.kind, error.word(), error.unsent()),
-            (Kind::ConnectTimeout, "connect_timeout", true)
+            (Kind::ConnectTimeout, "dns_timeout", true)
         );
-        assert!((300..5000).contains(&took.as_millis()), "{took:?}");
+        assert!((280..5000).contains(&took.as_millis()), "{took:?}");
     }
 
     #[tokio::test]

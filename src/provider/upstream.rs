@@ -23,7 +23,7 @@ use super::{
     dialect::{Call, Dialect, Progress, word},
     error::{Exactly, Kind},
     retry,
-    unanswered::{Names, before_answer, cut_short},
+    unanswered::{InTime, Names, before_answer, cut_short},
     unpack::unpacked,
 };
 use crate::{
@@ -141,7 +141,10 @@ impl<D: Dialect> HttpProvider<D> {
         let client = Client::builder()
             .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
-            .dns_resolver(Arc::new(names))
+            .dns_resolver(Arc::new(InTime {
+                names,
+                patience: limits.connect_timeout * 19 / 20,
+            }))
             .redirect(reqwest::redirect::Policy::none()) // a redirect would carry the key elsewhere
             .connect_timeout(limits.connect_timeout)
             .pool_max_idle_per_host(MAX_IDLE)

@@ -53,8 +53,8 @@ fn rows() -> Vec<(Row, Shows, usize)> {
         ),
         (
             row("F07 a RST in the handshake", "torn", tls())
-                .kind("handshake")
-                .again("handshake", 2),
+                .kind("tls")
+                .again("tls", 2),
             Shows::Reset,
             3,
         ),
