@@ -216,7 +216,8 @@ mod tests {
         // Its end is not waited for beyond its time.
         let began = Instant::now();
         drop(Log(to.clone()));
-        assert!((LAST..LAST * 3).contains(&began.elapsed()), "{:?}", began.elapsed());
+        let took = began.elapsed();
+        assert!((LAST..LAST + Duration::from_secs(5)).contains(&took), "{took:?}");
         // Who takes lines again gets those that waited, in order, and the log ends behind them.
         drop(allow);
         drop(Log(to));
