@@ -95,10 +95,11 @@ fn masked(url: &str) -> String {
         return format!("{scheme}:{MASK}");
     }
     let pairs: Vec<(String, String)> = shown.query_pairs().into_owned().collect();
-    if pairs.iter().any(|(key, _)| key == "password") {
+    let secret = |key: &str| key.contains("password"); // libpq's sslpassword, too
+    if pairs.iter().any(|(key, _)| secret(key)) {
         let safe = pairs
             .iter()
-            .map(|(key, value)| (key, if key == "password" { MASK } else { value }));
+            .map(|(key, value)| (key, if secret(key) { MASK } else { value }));
         shown.query_pairs_mut().clear().extend_pairs(safe);
     }
     shown.into()
@@ -123,6 +124,7 @@ pub async fn open_counted(url: &str, meters: &Arc<Meters>) -> Result<Arc<dyn Sto
 }
 
 async fn open_plain(url: &str, meters: &Arc<Meters>) -> Result<Arc<dyn Store>, Error> {
+    let _ = meters; // only a database counts
     match url
         .split_once(':')
         .map_or((url, ""), |(scheme, rest)| (scheme, rest.trim_start_matches("//")))
@@ -196,8 +198,8 @@ mod tests {
                 "postgres://ada:***@db:5433/chats?lease=5s",
             ),
             (
-                "postgresql://db/chats?user=ada&password=canary&sslmode=require",
-                "postgresql://db/chats?user=ada&password=***&sslmode=require",
+                "postgresql://db/chats?user=ada&password=canary&sslmode=require&sslpassword=canary",
+                "postgresql://db/chats?user=ada&password=***&sslmode=require&sslpassword=***",
             ),
             ("postgres://ada:canary@db:notaport/x", "postgres:***"),
             ("postgress://ada:canary@db/x", "postgress://ada:***@db/x"),
