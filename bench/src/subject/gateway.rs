@@ -47,6 +47,7 @@ impl Gateway {
             .env("OPENAI_BASE_URL", format!("http://127.0.0.1:{}/v1", place.upstream))
             .env("SLUICEGATE_MODEL", "openai/bench")
             .env("SLUICEGATE__SERVER__LISTEN", format!("127.0.0.1:{port}"))
+            .env("SLUICEGATE__SERVER__ADMIN_LISTEN", "127.0.0.1:0") // there may be two of them
             .env(
                 "SLUICEGATE__STORE__URL",
                 format!("sqlite://{}", folder.path().join("sluicegate.db").display()),
