@@ -6,7 +6,7 @@ use std::{collections::HashMap, iter::repeat_n};
 
 use serde_json::{Map, Value};
 
-use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage};
+use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage, message::held};
 
 /// What a call weighs beside what is in it, in bytes: it is kept, answered and told, however little it says.
 const CALL: usize = 64;
@@ -20,7 +20,7 @@ pub struct Round {
     pub reasoning: usize,
     /// Bytes of the calls' names and arguments so far.
     asked: usize,
-    /// What the calls weigh beside these.
+    /// What the calls weigh beside these, and what is carried for the provider.
     beside: usize,
     calls: Vec<Draft>,
     carry: Vec<Carry>,
@@ -67,7 +67,10 @@ impl Round {
                     call.arguments.push_str(arguments);
                 }
             }
-            Chunk::Carry(carry) => self.carry.push(carry.clone()),
+            Chunk::Carry(carry) => {
+                self.beside += held(&carry.data);
+                self.carry.push(carry.clone());
+            }
             Chunk::Finish { reason, usage } => self.finish = Some((reason.clone(), usage.clone())),
         }
         true
@@ -179,6 +182,17 @@ mod tests {
         assert!(!round.push(&Chunk::Text("after the end".into())));
         assert_eq!(round.text, 0);
         round.complete().0
+    }
+
+    #[test]
+    fn what_is_carried_weighs_what_it_holds_and_is_no_word_of_the_answer() {
+        let mut round = Round::default();
+        let carry = Carry {
+            dialect: "d".into(),
+            data: serde_json::json!({"signature": "x".repeat(1_000)}),
+        };
+        round.push(&Chunk::Carry(carry));
+        assert!(round.weight() > 1_000 && round.size() == 0, "{}", round.weight());
     }
 
     #[test]

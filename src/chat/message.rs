@@ -135,6 +135,24 @@ pub struct Carry {
     pub data: Value,
 }
 
+/// What a value holds, in bytes: an estimate.
+#[must_use]
+pub fn held(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(all) => all.iter().map(held).sum(),
+            Value::Object(all) => members(all),
+            _ => 0,
+        }
+}
+
+/// What an object's members hold, in bytes.
+#[must_use]
+pub fn members(all: &Map<String, Value>) -> usize {
+    all.iter().map(|(name, value)| name.len() + held(value)).sum()
+}
+
 /// An image, as the request brought it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Image {

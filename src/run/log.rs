@@ -15,12 +15,14 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Map, Value};
 use tokio::{sync::Notify, time::Instant};
 
 use super::Run;
 use crate::{
-    chat::{Done, Event, Role},
+    chat::{
+        Done, Event, Role,
+        message::{held, members},
+    },
     error::{Error, ErrorCode},
 };
 
@@ -498,21 +500,6 @@ fn data_size(done: &Done) -> usize {
     calls + answer.structured_data.as_ref().map_or(0, held)
 }
 
-/// What a value holds, in bytes.
-fn held(value: &Value) -> usize {
-    size_of::<Value>()
-        + match value {
-            Value::String(text) => text.len(),
-            Value::Array(all) => all.iter().map(held).sum(),
-            Value::Object(all) => members(all),
-            _ => 0,
-        }
-}
-
-fn members(all: &Map<String, Value>) -> usize {
-    all.iter().map(|(name, value)| name.len() + held(value)).sum()
-}
-
 /// One who reads a run's log. Dropping it is leaving.
 #[derive(Debug)]
 pub struct Reader {
@@ -596,7 +583,7 @@ impl Drop for Reader {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
     use std::collections::BTreeMap;

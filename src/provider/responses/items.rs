@@ -29,7 +29,12 @@ pub(super) struct Items {
     calls: usize,
     /// The part of thinking that was told last.
     thought: Option<(usize, Thought)>,
+    /// Bytes of what was kept to be handed back, each time that it was told.
+    kept: usize,
 }
+
+/// The most of that: an answer tells it twice, when it is done and when all is.
+const MAX_KEPT: usize = 16 << 20;
 
 /// Words of an item.
 pub(super) enum Piece {
@@ -133,6 +138,9 @@ impl Items {
                     for (part, index) in content.into_iter().flatten().zip(0..) {
                         self.tell_thought(item, Thought::Text(index), Piece::All(part.words()), out);
                     }
+                }
+                if useful {
+                    self.keep(raw.get().len())?;
                 }
                 if let (true, What::Reasoning { whole, .. }) = (useful, &mut self.list[item].what) {
                     *whole = Some(handed_back(value(raw.get())));
@@ -272,9 +280,22 @@ impl Items {
             .or_else(|| self.list.iter().rposition(here))
     }
 
+    /// Room for more that is kept until the answer's end.
+    fn keep(&mut self, bytes: usize) -> Result<(), ProviderError> {
+        self.kept += bytes;
+        match self.kept {
+            ..=MAX_KEPT => Ok(()),
+            _ => Err(ProviderError::new(
+                Kind::Limit,
+                "more reasoning to hand back than is kept",
+            )),
+        }
+    }
+
     /// Another item: the last of the list.
     fn add(&mut self, at: Option<u64>, id: Option<&str>, what: What) -> Result<(), ProviderError> {
         room_beside(self.list.len())?;
+        self.keep(id.map_or(0, str::len))?;
         self.list.push(Item {
             at,
             id: id.map(str::to_owned),

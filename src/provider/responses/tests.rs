@@ -532,3 +532,12 @@ fn an_answer_may_come_whole() {
         assert_eq!(whole(body.clone()).unwrap_err().kind, kind, "{body}");
     }
 }
+
+#[test]
+fn what_is_handed_back_is_kept_up_to_a_limit() {
+    let item =
+        |id: &str| json!({"type": "reasoning", "id": id, "summary": [], "encrypted_content": "x".repeat(900 << 10)});
+    let events: Vec<_> = (0..20).map(|at| done(at, item(&format!("rs_{at}")))).collect();
+    assert_eq!(error(&events).kind, Kind::Limit);
+    assert_ne!(error(&events[..9]).kind, Kind::Limit);
+}
