@@ -1,15 +1,9 @@
 //! The accept loop: from a listening socket to requests. Our own, because the library's has no deadline for headers, no
 //! TCP_NODELAY, and waits for open streams for ever.
 
-use std::{
-    io,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
-use axum::{BoxError, Router};
+use axum::{BoxError, Router, body::Body};
 use hyper::{
     Request,
     body::Incoming,
@@ -23,21 +17,26 @@ use hyper_util::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use tower_http::map_response_body::MapResponseBody;
 
-use super::{error::Problem, layers::MAX_HEADERS};
+use super::{
+    error::Problem,
+    guarded::{Guarded, give_up_after, takes_nothing},
+    layers::MAX_HEADERS,
+    outlet::{Beside, Measured, Outlet},
+};
 use crate::{
     error::{Error, ErrorCode},
     meters::{Meters, Shed},
-    patience::Patience,
 };
 
-/// What is kept of a response that a client does not take, in bytes; more waits in the log.
+/// What is kept of responses that a client does not take, in bytes, by the server and by the kernel; more waits in the log.
 const WRITE_BUFFER: usize = 64 << 10;
 /// How long to wait before accepting again when the process has no more file descriptors.
 const BREATHER: Duration = Duration::from_millis(50);
@@ -92,7 +91,7 @@ pub async fn serve(
             tokio::spawn(turn_away(stream, place));
             continue;
         };
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(MapResponseBody::new(router.clone(), Measured::new as Measure));
         let (protocols, watcher) = (protocols.clone(), graceful.watcher());
         let (stop, give_up, meters) = (stop.clone(), give_up.clone(), meters.clone());
         tokio::spawn(async move {
@@ -209,12 +208,6 @@ fn prepare(stream: &TcpStream, lost: Duration) -> io::Result<()> {
     keep_little(stream)
 }
 
-/// How long what was sent may stay unacknowledged, or what is to be sent without room.
-#[cfg(target_os = "linux")]
-fn give_up_after(stream: &TcpStream, lost: Option<Duration>) -> io::Result<()> {
-    SockRef::from(stream).set_tcp_user_timeout(lost)
-}
-
 /// What a client has no room for waits with us, not in megabytes of the kernel's: so that we see a slow one take a little.
 #[cfg(target_os = "linux")]
 fn keep_little(stream: &TcpStream) -> io::Result<()> {
@@ -222,19 +215,18 @@ fn keep_little(stream: &TcpStream) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn give_up_after(_: &TcpStream, _: Option<Duration>) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
 fn keep_little(_: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// What is served: the router, its answers measured.
+type Served = MapResponseBody<Router, Measure>;
+type Measure = fn(Body) -> Measured<Body>;
+
 /// The two versions of HTTP that are spoken here.
 struct Protocols {
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Beside>,
     settings: ListenSettings,
 }
 
@@ -247,7 +239,7 @@ impl Protocols {
             .max_headers(settings.max_headers)
             .max_buf_size(WRITE_BUFFER)
             .writev(false); // frames are small: one copy is cheaper than a vector of three
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let mut http2 = http2::Builder::new(Beside(TokioExecutor::new()));
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS)
@@ -264,7 +256,7 @@ impl Protocols {
     async fn serve(
         &self,
         stream: TcpStream,
-        service: TowerToHyperService<Router>,
+        service: TowerToHyperService<Served>,
         watcher: Watcher,
         stop: CancellationToken,
     ) -> Result<(), BoxError> {
@@ -275,24 +267,24 @@ impl Protocols {
             spoke = timeout_at(deadline, speaks_http2(&stream)) => spoke.map_err(|_| silent())??,
             () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
         };
-        let io = TokioIo::new(Guarded {
-            stream,
-            write_timeout: self.settings.write_timeout,
-            lost_timeout: self.settings.lost_timeout,
-            stall: None,
-            waited: None,
-        });
+        let outlet = Outlet::new(http2);
+        let io = TokioIo::new(Guarded::new(stream, &self.settings, outlet.clone()));
         let asked = CancellationToken::new();
         let first = asked.clone();
         let service = Noted { service, asked };
-        if http2 {
-            // Boxed, so that the many of HTTP/1 need not hold room for it.
-            let mut connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
-            asked_by(deadline, first, &mut connection).await
-        } else {
-            let connection = pin!(watcher.watch(self.http1.serve_connection(io, service)));
-            asked_by(deadline, first, connection).await
-        }
+        // All of it, so that what is dropped with the connection knows which it was.
+        outlet
+            .serving(async {
+                if http2 {
+                    // Boxed, so that the many of HTTP/1 need not hold room for it.
+                    let mut connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
+                    asked_by(deadline, first, &mut connection).await
+                } else {
+                    let connection = pin!(watcher.watch(self.http1.serve_connection(io, service)));
+                    asked_by(deadline, first, connection).await
+                }
+            })
+            .await
     }
 }
 
@@ -321,14 +313,14 @@ fn silent() -> io::Error {
 
 /// A service that tells of its first request.
 struct Noted {
-    service: TowerToHyperService<Router>,
+    service: TowerToHyperService<Served>,
     asked: CancellationToken,
 }
 
 impl Service<Request<Incoming>> for Noted {
-    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
-    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+    type Response = <TowerToHyperService<Served> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Served> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Served> as Service<Request<Incoming>>>::Future;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.asked.cancel();
@@ -346,86 +338,5 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
             return Ok(first == *b"PRI");
         }
         tokio::time::sleep(Duration::from_millis(5)).await; // a byte at a time: nothing else tells of the next
-    }
-}
-
-/// A connection whose client must take what it is given.
-///
-/// The kernel cannot tell a client that has no room from one that is gone: for either it counts until `lost_timeout`, even
-/// while a client takes a little now and then. So while a write waits here, it is we who count, and for some time after.
-struct Guarded {
-    stream: TcpStream,
-    write_timeout: Duration,
-    lost_timeout: Duration,
-    /// While a write waits.
-    stall: Option<Patience>,
-    /// While the kernel does not count: when a write waited last.
-    waited: Option<Instant>,
-}
-
-impl Guarded {
-    /// Notes whether a write got on, and cuts the connection when none has for too long.
-    fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if outcome.is_ready() {
-            if self.stall.take().is_some() {
-                self.waited = Some(Instant::now());
-            } else if self.waited.is_some_and(|last| last.elapsed() > self.lost_timeout) {
-                self.waited = None;
-                self.kernel_counts_to(Some(self.lost_timeout));
-            }
-            return outcome;
-        }
-        if self.waited.is_none() {
-            self.waited = Some(Instant::now());
-            self.kernel_counts_to(None);
-        }
-        let stall = self.stall.get_or_insert_with(|| Patience::new(self.write_timeout));
-        std::task::ready!(stall.poll_over(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, TakesNothing)))
-    }
-
-    fn kernel_counts_to(&self, lost: Option<Duration>) {
-        if let Err(error) = give_up_after(&self.stream, lost) {
-            tracing::debug!(%error, "how long a client may be lost cannot be changed");
-        }
-    }
-}
-
-/// Why a connection was cut.
-#[derive(Debug, thiserror::Error)]
-#[error("the client takes nothing")]
-struct TakesNothing;
-
-/// Whether a connection was cut because its client took nothing.
-fn takes_nothing(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if cause.is::<TakesNothing>() || inner.is_some_and(|inner| inner.is::<TakesNothing>()) {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
-}
-
-impl AsyncRead for Guarded {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.watch(cx, outcome)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -19,14 +19,17 @@ pub mod docs;
 pub mod error;
 pub mod fields;
 pub mod format;
+mod guarded;
 pub mod health;
 pub mod layers;
 mod limits;
 pub mod listen;
 pub mod order;
+mod outlet;
 pub mod query;
 pub mod runs;
 pub mod sessions;
+mod silence;
 pub mod tickets;
 
 /// Paths whose GET is a stream, which is not to be started by a HEAD: that would have to throw it away.

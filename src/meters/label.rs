@@ -81,6 +81,8 @@ words! {
         FirstToken = "ttft",
         /// After that.
         Stream = "stream",
+        /// It did not go: it was not heard of again.
+        Lost = "lost",
     }
 
     /// What a reader found that came back.

@@ -61,7 +61,7 @@ impl Meters {
             disconnects: add(
                 r,
                 "client_disconnects",
-                "Clients that went before their answer's end, by what they had of it",
+                "Clients that went before their answer's end, by what they had of it; or were lost",
                 Count::default(),
             ),
             streams: add(r, "streams_open", "Answers being given, by format", Level::default()),

@@ -85,6 +85,8 @@ mod vanished {
         Silent,
         /// It talks.
         Talking,
+        /// It says more than there is room for, so that writes wait.
+        Flooding,
     }
 
     fn script(phase: Phase, gate: &Gate) -> Script {
@@ -96,13 +98,19 @@ mod vanished {
                 let script = Script::sse().role().say("Hel").wait(gate);
                 script.repeat(lo, Duration::from_millis(20), 10_000)
             }
+            Phase::Flooding => {
+                let flood = openai::text(&"lo ".repeat(2_000));
+                let script = Script::sse().role().say("Hel").wait(gate);
+                script.repeat(flood, Duration::from_millis(20), 10_000)
+            }
         }
     }
 
     async fn gateway(upstream: &Upstream) -> Gateway {
         let seconds = LOST.as_secs();
         let recipe = super::recipe(upstream).toml(&format!(
-            "[server]\nlost_timeout = \"{seconds}s\"\nheartbeat = \"300ms\""
+            "[runs]\nmax_output = \"64MiB\"\n\
+             [server]\nlost_timeout = \"{seconds}s\"\nheartbeat = \"300ms\"\nadmin_listen = \"127.0.0.1:0\""
         ));
         recipe.start().await
     }
@@ -113,7 +121,10 @@ mod vanished {
         let gate = Gate::new("in the middle");
         let upstream = playing(script(phase, &gate)).await;
         let gateway = gateway(&upstream).await;
-        let mut connection = Connection::open(&gateway).await;
+        let mut connection = match phase {
+            Phase::Flooding => Connection::open_afar(&gateway).await,
+            _ => Connection::open(&gateway).await,
+        };
         let asked = Instant::now();
         connection.send_raw(wire(path, &hi())).await;
         gate.reached().await;
@@ -135,6 +146,11 @@ mod vanished {
             since
         };
         let closed = upstream.closed().await;
+        eventually("the lost one to be counted", async || {
+            let lost = Meters::of(&gateway.admin()).await;
+            (lost.get("client_disconnects_total{phase=\"lost\"}") == 1.0).then_some(())
+        })
+        .await;
         the_next_turn_works(&gateway, &what).await;
         (
             closed.saturating_duration_since(since),
@@ -143,10 +159,11 @@ mod vanished {
     }
 
     /// C04: with the shipped 30 s, a silent client is asked after 15 s and every 5 s, and given up within 35 s; one that is
-    /// written to, 30 s after the first byte that it does not acknowledge, which is a heartbeat at the latest: 45 s.
+    /// written to, 30 s after the first byte that it does not acknowledge, which is a heartbeat at the latest: 45 s. Also
+    /// where there is no room for more and writes wait.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_client_that_vanishes_without_a_word_is_given_up_in_time_at_any_moment() {
-        let phases = [Phase::Waiting, Phase::Silent, Phase::Talking];
+        let phases = [Phase::Waiting, Phase::Silent, Phase::Talking, Phase::Flooding];
         let rows = DOORS.into_iter().flat_map(|path| phases.map(|phase| (path, phase)));
         let rows: Vec<_> = rows.collect();
         let took = join_all(rows.iter().map(|(path, phase)| vanish(path, *phase))).await;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::{
     chat::{RunId, SessionId},
     error::{Error, ErrorCode},
-    http::error::Refusal,
+    http::{error::Refusal, outlet},
     meters::{Disconnect, Format, Meters, Open},
     run::Run,
 };
@@ -51,9 +51,10 @@ impl Attended {
 impl Drop for Attended {
     fn drop(&mut self) {
         if !self.over {
-            self.meters.disconnected(match self.run.log.spoke() {
-                true => Disconnect::Stream,
-                false => Disconnect::FirstToken,
+            self.meters.disconnected(match (outlet::lost(), self.run.log.spoke()) {
+                (true, _) => Disconnect::Lost,
+                (false, true) => Disconnect::Stream,
+                (false, false) => Disconnect::FirstToken,
             });
         }
     }
