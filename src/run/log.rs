@@ -5,7 +5,6 @@
 //! `max_output`, so a slow reader costs nothing but its own place.
 
 use std::{
-    mem::replace,
     ops::{Deref, Range},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,7 +16,10 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::Run;
+use super::{
+    Run,
+    entry::{Entries, Place},
+};
 use crate::{
     chat::{
         Done, Event, Role,
@@ -25,9 +27,6 @@ use crate::{
     },
     error::{Error, ErrorCode},
 };
-
-/// What an entry costs beside its text, in bytes: an estimate, for the limit of all logs together.
-const ENTRY: usize = size_of::<Entry>();
 
 /// What a run costs beside what it said, in bytes, as long as its log is held: an estimate, as measured.
 const RUN: usize = 3 << 10;
@@ -62,7 +61,7 @@ pub struct Log {
 struct Shelf {
     /// The number of the first entry: 0, but for a log made from what a store kept.
     first: u64,
-    entries: Vec<Entry>,
+    entries: Entries<Told>,
     text: Words,
     thoughts: String,
     bytes: usize,
@@ -115,26 +114,18 @@ impl Words {
     }
 }
 
+/// An event that is not words.
 #[derive(Debug)]
-enum Entry {
-    Text {
-        from: u32,
-        to: u32,
-    },
-    Reasoning {
-        from: u32,
-        to: u32,
-    },
-    Other(Box<Event>),
+enum Told {
+    Event(Box<Event>),
     /// `done`, without the words that the log has already.
     Done(Box<Lean>),
 }
 
-impl Entry {
+impl Told {
     fn is_last(&self) -> bool {
         match self {
-            Self::Text { .. } | Self::Reasoning { .. } => false,
-            Self::Other(event) => event.is_last(),
+            Self::Event(event) => event.is_last(),
             Self::Done(_) => true,
         }
     }
@@ -246,13 +237,10 @@ impl Log {
         self.held.fetch_add(shelf.bytes - before, Ordering::Relaxed);
         let ended = shelf.ended;
         if ended {
-            // It is kept for a while, and will not grow. Copied rather than shrunk: what is cut off behind a piece that
-            // stays is a hole in which nothing fits.
+            // It is kept for a while, and will not grow. Copied rather than shrunk, see there.
             shelf.text = Words::Whole(shelf.text.part(0..shelf.text.len()));
             shelf.thoughts = shelf.thoughts.as_str().to_owned();
-            let entries = Vec::with_capacity(shelf.entries.len());
-            let grown = replace(&mut shelf.entries, entries);
-            shelf.entries.extend(grown);
+            shelf.entries.settle();
         }
         for seat in &mut shelf.readers {
             if (ended || seat.interest == Interest::Every)
@@ -359,15 +347,15 @@ impl Log {
     /// Whether there is a last event.
     #[must_use]
     pub fn concluded(&self) -> bool {
-        self.shelf().entries.last().is_some_and(Entry::is_last)
+        self.shelf().entries.last().is_some_and(Told::is_last)
     }
 
     /// Whether it begins as a run's does; if not, the run came to nothing. `None` while it is empty.
     #[must_use]
     pub fn begun(&self) -> Option<bool> {
         let shelf = self.shelf();
-        let first = shelf.entries.first()?;
-        Some(!first.is_last())
+        let over = shelf.entries.first().is_some_and(Told::is_last);
+        (shelf.entries.len() > 0).then_some(!over)
     }
 
     /// Since when nobody reads; `None` while somebody does.
@@ -412,62 +400,52 @@ impl Shelf {
             return;
         }
         self.ended = event.is_last();
-        // Offsets fit: the configuration bounds an answer far below 4 GiB.
-        let entry = match event {
+        self.bytes += match event {
             Event::Done(done) => {
                 let content = done.answer.content.clone();
                 let lean = Lean::of(*done, &self.text);
                 if lean.content {
                     self.text = Words::Whole(content);
                 }
-                self.bytes += lean.size();
-                Entry::Done(Box::new(lean))
+                let size = lean.size();
+                self.entries.other(Told::Done(Box::new(lean)));
+                Entries::<Told>::OTHER + size
             }
             Event::Text(text) => {
-                let from = self.text.len() as u32;
                 self.text.push(&text);
-                self.bytes += text.len();
-                Entry::Text {
-                    from,
-                    to: self.text.len() as u32,
-                }
+                self.entries.text(self.text.len());
+                Entries::<Told>::WORDS + text.len()
             }
             Event::Reasoning(text) => {
-                let from = self.thoughts.len() as u32;
                 self.thoughts.push_str(&text);
-                self.bytes += text.len();
-                Entry::Reasoning {
-                    from,
-                    to: self.thoughts.len() as u32,
-                }
+                self.entries.reasoning(self.thoughts.len());
+                Entries::<Told>::WORDS + text.len()
             }
             other => {
-                self.bytes += size(&other);
-                Entry::Other(Box::new(other))
+                let size = size(&other);
+                self.entries.other(Told::Event(Box::new(other)));
+                Entries::<Told>::OTHER + size
             }
         };
-        self.bytes += ENTRY;
-        self.entries.push(entry);
     }
 
     fn look<T>(&self, at: usize, look: impl FnOnce(View<'_>) -> T) -> T {
-        match &self.entries[at] {
-            Entry::Text { from, to } => look(View::Text {
-                text: &self.text[*from as usize..*to as usize],
-                after_cr: *from > 0 && self.text.as_bytes()[*from as usize - 1] == b'\r',
+        match self.entries.get(at) {
+            Place::Text(words) => look(View::Text {
+                after_cr: self.text[..words.start].ends_with('\r'),
+                text: &self.text[words],
             }),
-            Entry::Reasoning { from, to } => look(View::Reasoning(&self.thoughts[*from as usize..*to as usize])),
-            Entry::Other(event) => look(View::Other(event)),
-            Entry::Done(lean) => look(View::Other(&Event::Done(Box::new(lean.whole(&self.text))))),
+            Place::Reasoning(words) => look(View::Reasoning(&self.thoughts[words])),
+            Place::Other(Told::Event(event)) => look(View::Other(event)),
+            Place::Other(Told::Done(lean)) => look(View::Other(&Event::Done(Box::new(lean.whole(&self.text))))),
         }
     }
 
     /// The last event, if there is one.
     fn last(&self) -> Option<Event> {
-        match self.entries.last().filter(|entry| entry.is_last())? {
-            Entry::Done(lean) => Some(Event::Done(Box::new(lean.whole(&self.text)))),
-            Entry::Other(event) => Some((**event).clone()),
-            Entry::Text { .. } | Entry::Reasoning { .. } => None,
+        match self.entries.last().filter(|told| told.is_last())? {
+            Told::Done(lean) => Some(Event::Done(Box::new(lean.whole(&self.text)))),
+            Told::Event(event) => Some((**event).clone()),
         }
     }
 }
@@ -641,7 +619,10 @@ mod tests {
             assert_eq!(format!("{:?}", log.since(2, 0).0), format!("{:?}", [told]));
             // Twice "Hi" and "Sun", an entry, and what had to be kept because it was not what was said.
             let mended = if content == said { 0 } else { 2 * content.len() };
-            assert_eq!(held.load(Ordering::Relaxed) - before, 2 * 5 + ENTRY + mended);
+            assert_eq!(
+                held.load(Ordering::Relaxed) - before,
+                2 * 5 + Entries::<Told>::OTHER + mended
+            );
         }
     }
 

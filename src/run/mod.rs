@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod drive;
+mod entry;
 mod fleet;
 pub mod follow;
 pub mod log;
