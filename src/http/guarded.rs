@@ -65,12 +65,14 @@ impl Guarded {
                 self.waited = Some(Instant::now());
             } else if self.waited.is_some_and(|last| last.elapsed() > self.lost_timeout) {
                 self.waited = None;
+                self.outlet.slow(false);
                 self.kernel_counts_to(Some(self.lost_timeout));
             }
             return outcome;
         }
         if self.waited.is_none() {
             self.waited = Some(Instant::now());
+            self.outlet.slow(true);
             self.kernel_counts_to(None);
         }
         let stall = self.stall.get_or_insert_with(|| Stall {

@@ -17,8 +17,9 @@ use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
 
 /// While the server holds more than this, in bytes, nothing is handed to it: what a client has no room for waits in the
-/// run's log, which has it anyway.
-const ENOUGH: usize = 8 << 10;
+/// run's log, which has it anyway. One who had none lately gets the next piece when the last is gone.
+const ENOUGH: usize = 32 << 10;
+const ENOUGH_FOR_SLOW: usize = 0;
 
 tokio::task_local! {
     /// The connection that the task writes to.
@@ -32,6 +33,8 @@ pub(super) struct Outlet {
     waits: bool,
     /// Bytes that the server was handed and the kernel has not taken; about, for a chunk's frame counts only when it goes.
     unsent: AtomicUsize,
+    /// How many of them are enough.
+    enough: AtomicUsize,
     room: AtomicWaker,
     lost: AtomicBool,
 }
@@ -42,6 +45,7 @@ impl Outlet {
         Arc::new(Self {
             waits: !side_by_side,
             unsent: AtomicUsize::new(0),
+            enough: AtomicUsize::new(ENOUGH),
             room: AtomicWaker::new(),
             lost: AtomicBool::new(false),
         })
@@ -65,9 +69,18 @@ impl Outlet {
 
     fn hold(&self, unsent: usize) {
         self.unsent.store(unsent, Relaxed);
-        if unsent <= ENOUGH {
+        if self.has_room() {
             self.room.wake(); // nobody, mostly
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.unsent.load(Relaxed) <= self.enough.load(Relaxed)
+    }
+
+    /// Whether the client has had no room lately.
+    pub(super) fn slow(&self, slow: bool) {
+        self.enough.store(if slow { ENOUGH_FOR_SLOW } else { ENOUGH }, Relaxed);
     }
 
     /// The client will not be heard of again.
@@ -76,12 +89,15 @@ impl Outlet {
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let room = || self.unsent.load(Relaxed) <= ENOUGH;
-        if room() {
+        if self.has_room() {
             return Poll::Ready(());
         }
         self.room.register(cx.waker());
-        if room() { Poll::Ready(()) } else { Poll::Pending }
+        if self.has_room() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -153,11 +169,18 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{convert::Infallible, task::Waker};
 
-    use http_body_util::Full;
+    use futures_util::stream::repeat_with;
+    use http_body_util::StreamBody;
 
     use super::*;
+
+    /// Pieces of that many bytes without end.
+    fn endless(piece: usize) -> Measured<impl Body<Data = Bytes> + Unpin> {
+        let piece = move || Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; piece])));
+        Measured::new(StreamBody::new(repeat_with(piece)))
+    }
 
     #[tokio::test]
     async fn an_answer_waits_while_enough_is_unsent() {
@@ -165,18 +188,24 @@ mod tests {
         let told = Arc::clone(&outlet);
         outlet
             .serving(async move {
-                let piece = || Measured::new(Full::new(Bytes::from(vec![0; ENOUGH + 1])));
-                let [mut one, mut two] = [piece(), piece()];
+                let mut answer = endless(ENOUGH + 1);
                 let mut cx = Context::from_waker(Waker::noop());
-                let mut poll = |body: &mut Measured<_>| Pin::new(body).poll_frame(&mut cx).is_ready();
-                assert!(poll(&mut one), "there is room for one");
-                assert!(!poll(&mut two), "and then for no more");
+                let mut poll = || Pin::new(&mut answer).poll_frame(&mut cx).is_ready();
+                assert!(poll(), "there is room for one piece");
+                assert!(!poll(), "and then for no more");
                 told.sent(1);
-                assert!(poll(&mut two));
+                assert!(poll());
                 told.sent(ENOUGH);
-                assert!(!poll(&mut one));
+                assert!(!poll());
                 told.sent_all();
-                assert!(poll(&mut one));
+                assert!(poll());
+                told.sent_all();
+                told.slow(true);
+                assert!(poll(), "who is slow gets one as well");
+                told.sent(ENOUGH);
+                assert!(!poll(), "and the next when all of that is gone");
+                told.sent(1);
+                assert!(poll());
             })
             .await;
     }
@@ -184,12 +213,14 @@ mod tests {
     #[tokio::test]
     async fn answers_side_by_side_do_not_wait_for_each_other() {
         let outlet = Outlet::new(true);
-        let body = || Measured::new(Full::new(Bytes::from(vec![0; 2 * ENOUGH])));
         outlet
             .serving(async move {
                 let mut cx = Context::from_waker(Waker::noop());
-                assert!(Pin::new(&mut body()).poll_frame(&mut cx).is_ready());
-                assert!(Pin::new(&mut body()).poll_frame(&mut cx).is_ready());
+                let mut answers = [endless(2 * ENOUGH), endless(2 * ENOUGH)];
+                for answer in answers.iter_mut() {
+                    assert!(Pin::new(&mut *answer).poll_frame(&mut cx).is_ready());
+                    assert!(Pin::new(answer).poll_frame(&mut cx).is_ready());
+                }
             })
             .await;
     }
