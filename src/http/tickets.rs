@@ -156,7 +156,11 @@ impl Ticket {
         let front = front.clone();
         let work = async move {
             let request = format!("follow {run}");
-            let known = self.enter(&front, &request, |used| used.run == Some(run)).await?;
+            let known = self
+                .enter(&front, &request, |used| {
+                    used.run.map_or(used.request == request, |of| of == run)
+                })
+                .await?;
             let followed = front.runs.follow(&self.principal, run, after).await;
             if known.is_none() {
                 self.settle(&front, followed.is_ok().then_some(run)).await;

@@ -220,6 +220,27 @@ async fn of_those_who_come_at_once_with_a_ticket_one_starts_a_run() {
 }
 
 #[tokio::test]
+async fn those_who_come_at_once_with_a_ticket_follow_one_run() {
+    let upstream = Upstream::always(openai::answer(&["Hel", "lo"])).await;
+    let gateway = house(&upstream).await;
+    let made = ticket(&gateway, "ada").await;
+    let run = |told: &Transcript| told.events[0].json()["run_id"].as_str().unwrap().to_owned();
+    let (first, second) = (
+        run(&told(&gateway, &made, "").await),
+        run(&told(&gateway, &ticket(&gateway, "ada").await, "").await),
+    );
+    for _ in 0..5 {
+        let made = ticket(&gateway, "ada").await;
+        let follow = |run: &str| Call::get(&format!("/runs/{run}/events?ticket={made}"));
+        let all = (0..8).map(|_| follow(&first).to(&gateway));
+        for answer in futures_util::future::join_all(all).await {
+            assert_eq!(answer.expect(200).await.transcript().await.text(), "Hello");
+        }
+        refused(follow(&second).to(&gateway).await).await;
+    }
+}
+
+#[tokio::test]
 async fn a_run_that_failed_is_not_started_again_by_its_ticket() {
     let upstream = Upstream::always(Script::sse().role().say("Hel").cut()).await;
     let gateway = house(&upstream).await;
@@ -516,6 +537,18 @@ async fn a_page_elsewhere_starts_nothing_and_reads_nothing() {
                 "{path} {origin}"
             );
             assert_eq!(answer.problem().await, "cross_site", "{path} {origin}");
+        }
+    }
+    // A WebSocket's beginning, and `EventSource` without TLS: a browser says whose page it is, and nothing else.
+    for origin in ["null", "https://evil.example", "http://127.0.0.1.evil.example"] {
+        for upgrade in [None, Some("websocket")] {
+            let call = Call::get("/chat/sse?message=evil").header("Origin", origin);
+            let call = match upgrade {
+                Some(protocol) => call.header("Upgrade", protocol).header("Connection", "Upgrade"),
+                None => call,
+            };
+            let answer = call.to(&gateway).await.expect(403).await;
+            assert_eq!(answer.problem().await, "cross_site", "{origin} {upgrade:?}");
         }
     }
     for purpose in [

@@ -143,7 +143,7 @@ impl FromRequestParts<Front> for Caller {
 /// Refuses a request whose credentials are not to be looked at.
 pub(super) fn sane(parts: &Parts, front: &Front) -> Result<(), Error> {
     let settings = &front.settings;
-    site::admit(&parts.uri, &parts.headers, &settings.access, &settings.allowed_origins)?;
+    site::admit(parts, &settings.access, &settings.allowed_origins)?;
     if let Some(name) = credential_in(parts.uri.query().unwrap_or("")) {
         let message = format!("`{name}` has no place in a URL, where logs keep it; use the Authorization header.");
         return Err(Error::new(ErrorCode::CredentialInUrl, message));

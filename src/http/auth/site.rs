@@ -1,6 +1,6 @@
 //! Which pages may make a browser ask: what a browser sends by itself is not what its user wants.
 
-use axum::http::{HeaderMap, Uri};
+use axum::http::{HeaderMap, Method, header, request::Parts, uri::Authority};
 
 use super::Access;
 use crate::error::{Error, ErrorCode};
@@ -11,18 +11,38 @@ use crate::error::{Error, ErrorCode};
 ///
 /// # Errors
 /// `cross_site`.
-pub(super) fn admit(uri: &Uri, headers: &HeaderMap, access: &Access, allowed: &[String]) -> Result<(), Error> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-    if header("sec-fetch-site") != "cross-site" {
-        return Ok(());
-    }
-    let origin = header("origin");
-    let link = uri.path().starts_with("/artifacts/") && header("sec-fetch-mode") == "navigate";
-    if link || allowed.iter().any(|known| known == origin) || access.local_page(origin) {
+pub(super) fn admit(parts: &Parts, access: &Access, allowed: &[String]) -> Result<(), Error> {
+    let header = |name: &str| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("")
+    };
+    let (path, origin) = (parts.uri.path(), header("origin"));
+    let foreign = match header("sec-fetch-site") {
+        "cross-site" => true,
+        // A browser that opens a WebSocket, or asks a name without TLS, says no more than whose page it is.
+        "" => parts.method == Method::GET && path == STARTS && !origin.is_empty() && !ours(origin, parts),
+        _ => false,
+    };
+    let link = path.starts_with("/artifacts/") && header("sec-fetch-mode") == "navigate";
+    if !foreign || link || allowed.iter().any(|known| known == origin) || access.local_page(origin) {
         return Ok(());
     }
     let refused = "A page of another site may not ask here; server.cors_allowed_origins lists those that may.";
     Err(Error::new(ErrorCode::CrossSite, refused))
+}
+
+/// The path where a GET starts a run.
+const STARTS: &str = "/chat/sse";
+
+/// Whether an origin is the one that is asked.
+fn ours(origin: &str, parts: &Parts) -> bool {
+    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = parts.uri.authority().map(Authority::as_str).or(host).unwrap_or("");
+    let page = origin.split_once("://").map_or("", |(_, page)| page);
+    !page.is_empty() && page.eq_ignore_ascii_case(host)
 }
 
 /// Refuses what a browser fetches before anybody wants it: a GET that costs something is not for that.
