@@ -17,6 +17,8 @@ use crate::{
 const STOP: Duration = Duration::from_secs(1);
 /// How long to wait for an event that was told at another gateway.
 const AHEAD: Duration = Duration::from_secs(1);
+/// For how long after a run's end some of what it said may not be mirrored.
+const LATELY: Duration = Duration::from_secs(10);
 
 /// What there is to follow.
 #[derive(Debug)]
@@ -102,8 +104,7 @@ impl Runs {
         if after.is_some() && after == end.last_seq {
             return Ok(Follow::Nothing);
         }
-        let age = jiff::Timestamp::now().as_millisecond() - end.ended_at;
-        if u128::from(age.unsigned_abs()) >= self.limits.replay_window.as_millis() {
+        if since(end.ended_at) >= self.limits.replay_window {
             *how = Resume::Expired;
             return Err(Error::new(
                 ErrorCode::ReplayExpired,
@@ -138,6 +139,17 @@ impl Runs {
         if !shadow.log.concluded() {
             fleet.catch_up(&shadow).await?;
         }
+        // That it ended is known when that is written down; what it said before is mirrored some moments later.
+        let just_now = record.end.as_ref().is_some_and(|end| since(end.ended_at) < LATELY);
+        let lacking = || {
+            let last = last_words(&record).is_some_and(|(seq, _)| seq > shadow.log.next_seq());
+            just_now && last && !shadow.log.ended()
+        };
+        let deadline = Instant::now() + AHEAD;
+        while lacking() && Instant::now() < deadline {
+            tokio::time::sleep(AHEAD / 50).await;
+            fleet.catch_up(&shadow).await?;
+        }
         // A gateway that died may have told its own readers more than it could mirror.
         let died = record.status == RunStatus::Interrupted && last_words(&record).is_none();
         if shadow.log.concluded() && !(died && after > shadow.log.last_seq()) {
@@ -153,8 +165,9 @@ impl Runs {
                 (seq, Event::Failed(interrupted()))
             }
             _ => {
+                let behind = lacking();
                 fleet.forget(record.id);
-                return Err(not_all_there());
+                return Err(if behind { out_of_sight() } else { not_all_there() });
             }
         };
         if seq == known && !shadow.log.ended() {
@@ -262,6 +275,12 @@ impl Runs {
         self.erase_due_soon().await;
         Ok(())
     }
+}
+
+/// How far a moment is from now, by the clock on the wall.
+fn since(moment: i64) -> Duration {
+    let age = jiff::Timestamp::now().as_millisecond() - moment;
+    Duration::from_millis(age.unsigned_abs())
 }
 
 /// Follows a run of another gateway. What was told there can be some moments ahead of what is known here.

@@ -76,6 +76,27 @@ async fn every_gateway_gives_the_bytes_that_the_runs_own_gives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_elsewhere_as_soon_as_a_run_has_ended_gets_all_of_it() {
+    let upstream = Upstream::always(openai::answer(&["one", " two", " three"])).await;
+    let Some(fleet) = Fleet::of(2, &upstream, &[]).await else {
+        return;
+    };
+    let [a, b] = &fleet[..] else { unreachable!() };
+    for turn in 0..10 {
+        // What was written down is known everywhere at once; what is mirrored, some moments later.
+        let answer = post(a, "/chat", hi(&format!("s{turn}"))).await.expect(200).await;
+        let run = answer.header("x-run-id").to_owned();
+        let call = match turn % 2 {
+            0 => events(&run),
+            _ => after(&run, 0),
+        };
+        let told = call.to(b).await.expect(200).await.transcript().await;
+        assert_eq!(told.text(), "one two three", "{turn}");
+        answer.body().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_means_the_run_at_every_gateway() {
     let gate = Gate::new("the end");
     let upstream = held(&gate).await;
