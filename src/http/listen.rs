@@ -47,6 +47,8 @@ const REFUSAL: Duration = Duration::from_secs(2);
 const REFUSED_BYTES: usize = 256 << 10;
 /// The most requests at a time of one HTTP/2 connection.
 const H2_STREAMS: u32 = 256;
+/// After how long without a word a client of HTTP/2 is asked for one.
+const H2_PING: Duration = Duration::from_secs(20);
 
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +76,7 @@ pub async fn serve(
     stop: CancellationToken,
     give_up: CancellationToken,
 ) {
-    let protocols = Arc::new(Protocols::new(settings));
+    let protocols = Arc::new(Protocols::new(settings, meters.clone()));
     let (open, refused) = (
         Arc::new(Semaphore::new(settings.max_connections)),
         Arc::new(Semaphore::new(REFUSALS)),
@@ -228,10 +230,11 @@ struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<Beside>,
     settings: ListenSettings,
+    meters: Arc<Meters>,
 }
 
 impl Protocols {
-    fn new(settings: ListenSettings) -> Self {
+    fn new(settings: ListenSettings, meters: Arc<Meters>) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -247,9 +250,15 @@ impl Protocols {
             .max_header_list_size(2 * MAX_HEADERS as u32)
             .max_send_buf_size(WRITE_BUFFER)
             // This bounds the headers of later requests too, and nothing else does: amid them nobody can answer a ping.
-            .keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(20));
-        Self { http1, http2, settings }
+            // Who is only stopped for a while has as long as over HTTP/1.
+            .keep_alive_interval(H2_PING)
+            .keep_alive_timeout(settings.write_timeout.saturating_sub(H2_PING).max(H2_PING));
+        Self {
+            http1,
+            http2,
+            settings,
+            meters,
+        }
     }
 
     /// Serves a connection to its end.
@@ -267,7 +276,7 @@ impl Protocols {
             spoke = timeout_at(deadline, speaks_http2(&stream)) => spoke.map_err(|_| silent())??,
             () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
         };
-        let outlet = Outlet::new(http2);
+        let outlet = Outlet::new(http2, self.settings.write_timeout, self.meters.clone());
         let io = TokioIo::new(Guarded::new(stream, &self.settings, outlet.clone()));
         let asked = CancellationToken::new();
         let first = asked.clone();

@@ -2,28 +2,40 @@
 //! lost.
 
 use std::{
-    pin::Pin,
+    cell::Cell,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
+use tokio::time::Instant;
+
+use crate::{meters::Meters, patience::Patience};
 
 /// While the server holds more than this, in bytes, nothing is handed to it: what a client has no room for waits in the
 /// run's log, which has it anyway. One who had none lately gets the next piece when the last is gone.
 const ENOUGH: usize = 32 << 10;
 const ENOUGH_FOR_SLOW: usize = 0;
 
+/// What is handed over at once, in bytes, of an answer that is there whole: it is not to be copied whole. One that is
+/// made as it goes comes in pieces that mean something.
+const PIECE: usize = 16 << 10;
+
 tokio::task_local! {
     /// The connection that the task writes to.
     static OUTLET: Arc<Outlet>;
+    /// Since when what the task handed over last has not been taken, where each answer has a task of its own.
+    static HANDED: Cell<Option<Instant>>;
 }
 
 /// What a connection and the answers on it tell each other.
@@ -37,17 +49,22 @@ pub(super) struct Outlet {
     enough: AtomicUsize,
     room: AtomicWaker,
     lost: AtomicBool,
+    /// How long one of several answers may not be taken.
+    write_timeout: Duration,
+    meters: Arc<Meters>,
 }
 
 impl Outlet {
     /// Of a connection whose answers come one after the other, or side by side, each with a window of its own.
-    pub(super) fn new(side_by_side: bool) -> Arc<Self> {
+    pub(super) fn new(side_by_side: bool, write_timeout: Duration, meters: Arc<Meters>) -> Arc<Self> {
         Arc::new(Self {
             waits: !side_by_side,
             unsent: AtomicUsize::new(0),
             enough: AtomicUsize::new(ENOUGH),
             room: AtomicWaker::new(),
             lost: AtomicBool::new(false),
+            write_timeout,
+            meters,
         })
     }
 
@@ -106,18 +123,24 @@ pub(super) fn lost() -> bool {
     OUTLET.try_with(|outlet| outlet.lost.load(Relaxed)).unwrap_or(false)
 }
 
-/// An answer that is handed over as the client takes it.
+/// An answer that is handed over as the client takes it, in pieces.
 pub(super) struct Measured<B> {
     body: B,
+    /// Whether it is there from the start.
+    whole: bool,
+    /// What the body gave and was too much at once.
+    rest: Bytes,
     outlet: Option<Arc<Outlet>>,
 }
 
-impl<B> Measured<B> {
+impl<B: Body> Measured<B> {
     /// For the connection that this task writes to.
     pub(super) fn new(body: B) -> Self {
         let outlet = OUTLET.try_with(|outlet| outlet.waits.then(|| outlet.clone()));
         Self {
+            whole: body.size_hint().exact().is_some(),
             body,
+            rest: Bytes::new(),
             outlet: outlet.ok().flatten(),
         }
     }
@@ -128,25 +151,71 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Measured<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let Self { body, outlet } = &mut *self;
+        let Self {
+            body,
+            whole,
+            rest,
+            outlet,
+        } = &mut *self;
+        let handed = |since| HANDED.try_with(|handed| handed.set(since)).unwrap_or_default();
+        handed(None); // whoever asks for more has room
         if let Some(outlet) = outlet {
             ready!(outlet.poll_room(cx));
         }
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        if let (Some(outlet), Some(Ok(frame))) = (outlet, &frame)
-            && let Some(data) = frame.data_ref()
-        {
-            outlet.unsent.fetch_add(data.remaining(), Relaxed);
+        if rest.is_empty() {
+            let frame = ready!(Pin::new(body).poll_frame(cx));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => *rest = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
         }
-        Poll::Ready(frame)
+        let piece = match *whole {
+            true => rest.split_to(rest.len().min(PIECE)),
+            false => std::mem::take(rest),
+        };
+        if let Some(outlet) = outlet {
+            outlet.unsent.fetch_add(piece.len(), Relaxed);
+        }
+        handed(Some(Instant::now()));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
+/// Writes one of several answers, as long as its client takes some of it now and then.
+async fn taken(what: impl Future, outlet: &Outlet) {
+    let (mut what, mut over) = (pin!(what), None::<Patience>);
+    let done = poll_fn(|cx| {
+        if what.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        let Some(since) = HANDED.with(Cell::get) else {
+            over = None;
+            return Poll::Pending;
+        };
+        let rest = outlet.write_timeout.saturating_sub(since.elapsed());
+        let over = over.get_or_insert_with(|| Patience::new(rest));
+        over.extend(rest);
+        over.poll_over(cx).map(|()| false)
+    });
+    if !done.await {
+        outlet.meters.slow_client();
+        tracing::debug!("an answer was cut: its client takes nothing of it");
     }
 }
 
@@ -161,7 +230,11 @@ where
 {
     fn execute(&self, what: F) {
         match OUTLET.try_with(Arc::clone) {
-            Ok(outlet) => self.0.execute(outlet.serving(what)),
+            Ok(outlet) => {
+                let told = outlet.clone();
+                let taken = async move { taken(what, &told).await };
+                self.0.execute(outlet.serving(HANDED.scope(Cell::new(None), taken)));
+            }
             Err(_) => self.0.execute(what),
         }
     }
@@ -176,6 +249,10 @@ mod tests {
 
     use super::*;
 
+    fn outlet(side_by_side: bool) -> Arc<Outlet> {
+        Outlet::new(side_by_side, Duration::from_secs(60), Arc::default())
+    }
+
     /// Pieces of that many bytes without end.
     fn endless(piece: usize) -> Measured<impl Body<Data = Bytes> + Unpin> {
         let piece = move || Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; piece])));
@@ -184,25 +261,24 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_waits_while_enough_is_unsent() {
-        let outlet = Outlet::new(false);
+        let outlet = outlet(false);
         let told = Arc::clone(&outlet);
         outlet
             .serving(async move {
-                let mut answer = endless(ENOUGH + 1);
+                let mut answer = endless(PIECE);
                 let mut cx = Context::from_waker(Waker::noop());
                 let mut poll = || Pin::new(&mut answer).poll_frame(&mut cx).is_ready();
-                assert!(poll(), "there is room for one piece");
+                assert!(poll() && poll() && poll(), "there is room for more than enough");
                 assert!(!poll(), "and then for no more");
-                told.sent(1);
+                told.sent(PIECE);
                 assert!(poll());
-                told.sent(ENOUGH);
                 assert!(!poll());
                 told.sent_all();
                 assert!(poll());
                 told.sent_all();
                 told.slow(true);
                 assert!(poll(), "who is slow gets one as well");
-                told.sent(ENOUGH);
+                told.sent(PIECE - 1);
                 assert!(!poll(), "and the next when all of that is gone");
                 told.sent(1);
                 assert!(poll());
@@ -212,7 +288,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_side_by_side_do_not_wait_for_each_other() {
-        let outlet = Outlet::new(true);
+        let outlet = outlet(true);
         outlet
             .serving(async move {
                 let mut cx = Context::from_waker(Waker::noop());
@@ -226,9 +302,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_there_whole_goes_in_pieces_and_is_announced_whole() {
+        use http_body_util::BodyExt;
+        let whole: Bytes = (0..100_000_u32).flat_map(u32::to_ne_bytes).collect();
+        let mut body = Measured::new(http_body_util::Full::new(whole.clone()));
+        let mut told = Vec::new();
+        loop {
+            assert_eq!(body.size_hint().exact(), Some((whole.len() - told.len()) as u64));
+            assert_eq!(body.is_end_stream(), told.len() == whole.len());
+            let Some(frame) = body.frame().await else { break };
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!((1..=PIECE).contains(&piece.len()));
+            told.extend_from_slice(&piece);
+        }
+        assert_eq!(told, whole);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_side_by_side_that_nobody_takes_is_cut_and_one_that_waits_for_words_is_not() {
+        let outlet = outlet(true);
+        let began = Instant::now();
+        let hands_over = async {
+            let mut answer = endless(1);
+            poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await;
+            std::future::pending::<()>().await; // no room, so nobody asks for more
+        };
+        HANDED.scope(Cell::new(None), taken(hands_over, &outlet)).await;
+        assert_eq!(began.elapsed().as_secs(), 60);
+        let silent = async {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        };
+        HANDED.scope(Cell::new(None), taken(silent, &outlet)).await;
+        assert_eq!(began.elapsed().as_secs(), 660);
+    }
+
+    #[tokio::test]
     async fn what_is_done_beside_a_connection_knows_when_its_client_is_lost() {
         assert!(!lost(), "no connection, nobody to lose");
-        let outlet = Outlet::new(true);
+        let outlet = outlet(true);
         outlet.lose();
         let (tell, told) = tokio::sync::oneshot::channel();
         outlet

@@ -77,11 +77,11 @@ mod linux {
     /// How long nobody has answered, from what the kernel says (`include/uapi/linux/tcp.h`, 6.18).
     pub(super) fn unanswered(info: &[u8]) -> Option<Duration> {
         let number = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
-        // tcpi_probes: whether there is room was asked so often since an answer.
+        // tcpi_probes: whether there is room was asked so often since an answer. Once or twice may be lost on the way.
         let probes = *info.get(3)?;
         // tcpi_last_data_sent and tcpi_last_ack_recv, milliseconds ago.
         let (sent, heard) = (number(44)?, number(56)?);
-        (probes > 0 || sent < heard).then(|| Duration::from_millis(heard.into()))
+        (probes > 2 || sent < heard).then(|| Duration::from_millis(heard.into()))
     }
 
     #[cfg(test)]

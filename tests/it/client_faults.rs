@@ -274,6 +274,37 @@ mod taking_nothing {
         join_all(rows.map(|(path, policy)| stalls(path, policy))).await;
     }
 
+    /// The same over HTTP/2, where the connection lives and a client takes nothing of one answer on it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_answer_side_by_side_that_nobody_takes_is_cut() {
+        let upstream = playing(large().complete()).await;
+        let recipe = recipe(&upstream).toml("[server]\nwrite_timeout = \"1s\"\nadmin_listen = \"127.0.0.1:0\"");
+        let gateway = recipe.start().await;
+        let client = reqwest::Client::builder()
+            .http2_prior_knowledge()
+            .http2_initial_stream_window_size(65_535)
+            .http2_initial_connection_window_size(1 << 20);
+        let client = client.build().unwrap();
+        let ask = async |path: &str, message: &str| {
+            let url = format!("http://{}{path}", gateway.addr());
+            let body = json!({"message": message}).to_string();
+            let call = client.post(url).header("content-type", "application/json").body(body);
+            call.send().await.unwrap()
+        };
+        for (number, path) in DOORS.into_iter().enumerate() {
+            let untaken = ask(path, "Hi").await;
+            assert_eq!(untaken.status(), 200, "{path}");
+            eventually("it to be cut", async || {
+                let cut = Meters::of(&gateway.admin()).await.get("slow_clients_total");
+                (cut == (number + 1) as f64).then_some(())
+            })
+            .await;
+            // Others on the same connection are answered.
+            assert_eq!(ask("/chat", "Next").await.status(), 200, "{path}");
+            assert!(untaken.bytes().await.is_err(), "{path}: what was cut looks whole");
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_takes_a_little_at_a_time_is_not_cut() {
         let slow = async |path: &str| {
