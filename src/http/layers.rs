@@ -145,6 +145,9 @@ fn written(mut response: Response, id: &str) -> Response {
     if let Ok(id) = HeaderValue::from_str(id) {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
+    // What one caller may see is for nobody else, and nobody on the way knows who asked.
+    let cache = response.headers_mut().entry(header::CACHE_CONTROL);
+    cache.or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
