@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{listen::ListenSettings, outlet::Outlet, silence};
+use super::{listen::ListenSettings, outlet::Outlet, silence::Ends};
 use crate::patience::Patience;
 
 /// How long to wait at least before it is asked again whether a client is there.
@@ -28,6 +28,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// for some time after; and who has not been heard of for that long is lost all the same.
 pub(super) struct Guarded {
     stream: TcpStream,
+    ends: Ends,
     outlet: Arc<Outlet>,
     write_timeout: Duration,
     lost_timeout: Duration,
@@ -47,9 +48,10 @@ struct Stall {
 
 impl Guarded {
     /// Guards a connection, and tells its outlet.
-    pub(super) fn new(stream: TcpStream, settings: &ListenSettings, outlet: Arc<Outlet>) -> Self {
+    pub(super) fn new(stream: TcpStream, ends: Ends, settings: &ListenSettings, outlet: Arc<Outlet>) -> Self {
         Self {
             stream,
+            ends,
             outlet,
             write_timeout: settings.write_timeout,
             lost_timeout: settings.lost_timeout,
@@ -80,7 +82,7 @@ impl Guarded {
             look: Patience::new(self.lost_timeout / 4),
         });
         while stall.look.poll_over(cx).is_ready() {
-            let silent = silence::of(&self.stream).unwrap_or_default();
+            let silent = self.ends.silent().unwrap_or_default();
             if silent >= self.lost_timeout {
                 self.outlet.lose();
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Gone)));
@@ -136,6 +138,7 @@ pub(super) fn takes_nothing(error: &(dyn std::error::Error + 'static)) -> bool {
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.outlet.listen(outcome.is_pending());
         self.note(outcome)
     }
 }

@@ -30,6 +30,7 @@ use super::{
     guarded::{Guarded, give_up_after, takes_nothing},
     layers::MAX_HEADERS,
     outlet::{Beside, Measured, Outlet},
+    silence::Ends,
 };
 use crate::{
     error::{Error, ErrorCode},
@@ -277,12 +278,14 @@ impl Protocols {
             () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
         };
         let outlet = Outlet::new(http2, self.settings.write_timeout, self.meters.clone());
-        let io = TokioIo::new(Guarded::new(stream, &self.settings, outlet.clone()));
+        let ends = Ends::of(&stream)?;
+        let io = TokioIo::new(Guarded::new(stream, ends, &self.settings, outlet.clone()));
         let asked = CancellationToken::new();
         let first = asked.clone();
         let service = Noted { service, asked };
         // All of it, so that what is dropped with the connection knows which it was.
         outlet
+            .clone()
             .serving(async {
                 if http2 {
                     // Boxed, so that the many of HTTP/1 need not hold room for it.
@@ -290,7 +293,11 @@ impl Protocols {
                     asked_by(deadline, first, &mut connection).await
                 } else {
                     let connection = pin!(watcher.watch(self.http1.serve_connection(io, service)));
-                    asked_by(deadline, first, connection).await
+                    tokio::select! {
+                        biased;
+                        outcome = asked_by(deadline, first, connection) => outcome,
+                        () = outlet.left(ends) => Err(gone().into()),
+                    }
                 }
             })
             .await
@@ -318,6 +325,11 @@ async fn asked_by(
 /// Why a connection was closed on which nothing was asked in time.
 fn silent() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")
+}
+
+/// Why a connection was closed whose client was found to have left.
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the client has left")
 }
 
 /// A service that tells of its first request.

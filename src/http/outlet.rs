@@ -20,6 +20,7 @@ use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
 use tokio::time::Instant;
 
+use super::silence::{Ends, Presence};
 use crate::{meters::Meters, patience::Patience};
 
 /// While the server holds more than this, in bytes, nothing is handed to it: what a client has no room for waits in the
@@ -30,6 +31,9 @@ const ENOUGH_FOR_SLOW: usize = 0;
 /// What is handed over at once, in bytes, of an answer that is there whole: it is not to be copied whole. One that is
 /// made as it goes comes in pieces that mean something.
 const PIECE: usize = 16 << 10;
+
+/// How often it is looked whether a client has left that is not listened to.
+const UNHEARD: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     /// The connection that the task writes to.
@@ -49,6 +53,8 @@ pub(super) struct Outlet {
     enough: AtomicUsize,
     room: AtomicWaker,
     lost: AtomicBool,
+    /// Whether the server waits for the client to say something, and so hears it leave.
+    listens: AtomicBool,
     /// How long one of several answers may not be taken.
     write_timeout: Duration,
     meters: Arc<Meters>,
@@ -63,6 +69,7 @@ impl Outlet {
             enough: AtomicUsize::new(ENOUGH),
             room: AtomicWaker::new(),
             lost: AtomicBool::new(false),
+            listens: AtomicBool::new(true),
             write_timeout,
             meters,
         })
@@ -103,6 +110,38 @@ impl Outlet {
     /// The client will not be heard of again.
     pub(super) fn lose(&self) {
         self.lost.store(true, Relaxed);
+    }
+
+    /// Whether the server waits for the client to say something.
+    pub(super) fn listen(&self, listens: bool) {
+        self.listens.store(listens, Relaxed);
+    }
+
+    /// Waits until the client has left unheard. The server has something of it that it cannot use yet (a request too many,
+    /// or a stray byte), so it reads no further, and would not see the end. Who leaves with all it wanted said may have a
+    /// moment to be answered. To be asked after the connection, in the same task.
+    pub(super) async fn left(&self, ends: Ends) {
+        let (mut known, mut look) = (Presence::Unknown, None::<Patience>);
+        poll_fn(|cx| {
+            if self.listens.load(Relaxed) {
+                look = None;
+                return Poll::Pending;
+            }
+            let look = look.get_or_insert_with(|| {
+                known = ends.presence();
+                Patience::new(UNHEARD)
+            });
+            while look.poll_over(cx).is_ready() {
+                match ends.presence() {
+                    Presence::Here => known = Presence::Here,
+                    Presence::Unknown if known == Presence::Unknown => {}
+                    Presence::Left | Presence::Unknown => return Poll::Ready(()),
+                }
+                look.extend(UNHEARD);
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {

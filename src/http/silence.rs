@@ -1,23 +1,61 @@
-//! What the kernel knows of a client that has no room for what is written: whether it is still there.
+//! What the kernel knows of a client that says nothing: one that has no room for what is written, or that is not listened to.
+//!
+//! Asked over netlink, `SOCK_DIAG_BY_FAMILY` for one socket with `INET_DIAG_INFO` (Linux, sock_diag(7), read 2026-11-21):
+//! some ten microseconds.
 
-use std::time::Duration;
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::net::TcpStream;
 
-/// How long ago the client's kernel was heard of last, if it has been asked something since and has not answered. `None`
-/// for one that answers, be it that it has no room, and where the kernel does not tell.
-///
-/// Asked over netlink, `SOCK_DIAG_BY_FAMILY` for one socket with `INET_DIAG_INFO` (Linux, sock_diag(7), read 2026-11-21):
-/// some ten microseconds.
-#[cfg(target_os = "linux")]
-pub(super) fn of(stream: &TcpStream) -> Option<Duration> {
-    let info = linux::tcp_info(stream).ok().flatten()?;
-    linux::unanswered(&info)
+/// A connection's two ends, ours first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends(SocketAddr, SocketAddr);
+
+/// Whether a client is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// It is.
+    Here,
+    /// It has closed its end.
+    Left,
+    /// The kernel has no such connection, or does not tell.
+    Unknown,
 }
 
-#[cfg(not(target_os = "linux"))]
-pub(super) fn of(_: &TcpStream) -> Option<Duration> {
-    None
+impl Ends {
+    /// Those of an open connection.
+    ///
+    /// # Errors
+    /// It has none any more.
+    pub(super) fn of(stream: &TcpStream) -> io::Result<Self> {
+        Ok(Self(stream.local_addr()?, stream.peer_addr()?))
+    }
+
+    /// How long ago the client's kernel was heard of last, if it has been asked something since and has not answered.
+    /// `None` for one that answers, be it that it has no room, and where the kernel does not tell.
+    #[cfg(target_os = "linux")]
+    pub(super) fn silent(self) -> Option<Duration> {
+        linux::unanswered(&linux::tcp_info(self).ok().flatten()?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn silent(self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the client is still there.
+    #[cfg(target_os = "linux")]
+    pub(super) fn presence(self) -> Presence {
+        linux::tcp_info(self)
+            .ok()
+            .flatten()
+            .map_or(Presence::Unknown, |info| linux::presence(&info))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn presence(self) -> Presence {
+        Presence::Unknown
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -30,11 +68,11 @@ mod linux {
         inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, nlas::Nla},
     };
     use netlink_sys::{Socket, SocketAddr as Kernel, protocols::NETLINK_SOCK_DIAG};
-    use tokio::net::TcpStream;
+
+    use super::{Ends, Presence};
 
     /// The kernel's `struct tcp_info` for a connection, if it knows the connection.
-    pub(super) fn tcp_info(stream: &TcpStream) -> io::Result<Option<Vec<u8>>> {
-        let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
+    pub(super) fn tcp_info(Ends(local, peer): Ends) -> io::Result<Option<Vec<u8>>> {
         let mut question = NetlinkMessage::new(
             NetlinkHeader::default(),
             SockDiagMessage::InetRequest(InetRequest {
@@ -84,11 +122,21 @@ mod linux {
         (probes > 2 || sent < heard).then(|| Duration::from_millis(heard.into()))
     }
 
+    /// Whether the client is there, from the same (tcpi_state; its numbers are in `include/net/tcp_states.h`).
+    pub(super) fn presence(info: &[u8]) -> Presence {
+        const ESTABLISHED: u8 = 1;
+        match info.first() {
+            Some(&ESTABLISHED) => Presence::Here,
+            Some(_) => Presence::Left,
+            None => Presence::Unknown,
+        }
+    }
+
     #[cfg(test)]
     mod tests {
         use tokio::{
             io::{AsyncReadExt, AsyncWriteExt},
-            net::TcpListener,
+            net::{TcpListener, TcpStream},
         };
 
         use super::*;
@@ -105,10 +153,17 @@ mod linux {
                 let (mut client, (mut server, _)) = (client.unwrap(), accepted.unwrap());
                 server.write_all(b"word").await.unwrap();
                 client.read_exact(&mut [0; 4]).await.unwrap();
-                let info = tcp_info(&server).unwrap().expect("a connection that the kernel knows");
+                let ends = Ends::of(&server).unwrap();
+                let info = tcp_info(ends).unwrap().expect("a connection that the kernel knows");
                 assert_eq!(info.first(), Some(&1), "{address}: TCP_ESTABLISHED");
                 assert!(info.len() >= 60, "{address}: {}", info.len());
                 assert_eq!(unanswered(&info), None, "{address}: it answers");
+                assert_eq!(ends.presence(), Presence::Here, "{address}");
+                client.shutdown().await.unwrap();
+                assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
+                assert_eq!(ends.presence(), Presence::Left, "{address}");
+                drop(server);
+                assert_ne!(ends.presence(), Presence::Here, "{address}");
             }
         }
 
@@ -126,6 +181,11 @@ mod linux {
             assert_eq!(unanswered(&info(0, 9_000, 400)), None, "has no room, and says so");
             assert_eq!(
                 unanswered(&info(2, 9_000, 8_000)),
+                None,
+                "has had no room, and an answer was lost"
+            );
+            assert_eq!(
+                unanswered(&info(3, 9_000, 8_000)),
                 ago(8_000),
                 "has had no room, and says nothing any more"
             );

@@ -126,7 +126,7 @@ const STORIES: &[(&str, &[&str])] = &[
         ],
     ),
     ("C06", &["who_closes_one_half_is_taken_for_gone"]),
-    ("C07", &["a_byte_too_many_hides_the_end_until_the_next_write"]),
+    ("C07", &["a_byte_too_many_hides_a_leaving_for_a_moment_only"]),
     (
         "C08",
         &[
