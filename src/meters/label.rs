@@ -119,7 +119,7 @@ words! {
     Tolerated {
         /// It ended with its finish, and without the mark that is to follow.
         NoMark = "missing_done",
-        /// More came after its end: words, or another end.
+        /// More came after its end: words, another end, or an error.
         Late = "dup_terminal",
         /// A byte of it was no UTF-8.
         NotUtf8 = "invalid_utf8",

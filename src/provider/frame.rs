@@ -2,8 +2,9 @@
 //!
 //! The event-stream format of the WHATWG HTML standard, § 9.2 (2026-11): a line ends with LF, CRLF or a lone CR; a blank
 //! line dispatches; `data:` lines join with LF; one space after the colon is removed; comments, `id`, `retry` and
-//! unknown fields are skipped; a byte order mark may come first. Two departures: an event is bounded, and an event
-//! that the end of the stream left without its blank line is given if its data is JSON (it may carry the finish).
+//! unknown fields are skipped; a byte order mark may come first. Three departures: an event is bounded; an event that the
+//! end of the stream left without its blank line is given if its data is JSON (it may carry the finish); and an error that
+//! stands there as JSON without `data:` is given as if it had that.
 //! UTF-8 is decoded event by event, so no character can be cut; a byte that is none, inside an otherwise whole event, costs
 //! its character and not the answer.
 
@@ -13,6 +14,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     ProviderError,
+    bare::{Bare, error_in},
     error::{Exactly, Kind},
 };
 
@@ -23,6 +25,8 @@ pub struct Frame<'a> {
     pub event: &'a [u8],
     /// The `data:` lines, joined.
     pub data: &'a str,
+    /// Whether it stood there as JSON by itself, without `data:`: an error, as far as the reader can tell.
+    pub bare: bool,
 }
 
 /// Who is given each event.
@@ -48,6 +52,8 @@ pub struct FrameReader {
     event: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
+    /// What may become an error without `data:`.
+    bare: Bare,
     /// The last byte was a CR: an LF that follows belongs to it.
     after_cr: bool,
     /// Still before the first line.
@@ -67,6 +73,7 @@ impl FrameReader {
             event: Vec::new(),
             data: Vec::new(),
             has_data: false,
+            bare: Bare::default(),
             after_cr: false,
             at_start: true,
             mended: false,
@@ -124,6 +131,11 @@ impl FrameReader {
         if !line.is_empty() && !torn {
             self.take_line(&line, each)?;
         }
+        self.close_event(each)
+    }
+
+    /// Gives the event under way without its blank line, if it is JSON or `[DONE]`.
+    fn close_event(&mut self, each: &mut Each<'_>) -> Result<(), ProviderError> {
         let whole = self.data == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(&self.data).is_ok();
         if self.has_data && whole {
             self.take_line(b"", each)
@@ -134,9 +146,11 @@ impl FrameReader {
 
     /// Keeps the beginning of a line.
     fn keep(&mut self, bytes: &[u8]) -> Result<(), ProviderError> {
-        if self.line.len() + self.data.len() + bytes.len() > self.limit {
+        let kept = self.line.len() + self.data.len() + bytes.len();
+        if kept > self.limit {
             return Err(self.too_long());
         }
+        self.bare.keep_within(self.limit - kept);
         self.line.extend_from_slice(bytes);
         Ok(())
     }
@@ -157,14 +171,27 @@ impl FrameReader {
                 each(Frame {
                     event: b"",
                     data: &decoded(line, &mut self.mended),
+                    bare: false,
                 })
             };
+        }
+        if let Some(value) = self.bare.take(line, self.limit.saturating_sub(self.data.len()))
+            && let Some(error) = error_in(&String::from_utf8_lossy(&value))
+        {
+            self.mended |= std::str::from_utf8(&value).is_err();
+            self.close_event(each)?; // it came before
+            return each(Frame {
+                event: b"",
+                data: error,
+                bare: true,
+            });
         }
         if line.is_empty() {
             if self.has_data {
                 each(Frame {
                     event: &self.event,
                     data: &decoded(&self.data, &mut self.mended),
+                    bare: false,
                 })?;
             }
             self.event.clear();
@@ -267,6 +294,50 @@ mod tests {
     }
 
     #[test]
+    fn an_error_without_data_is_one_all_the_same() {
+        let error = "{\n  \"error\": {\n    \"code\": 503\n  }\n}";
+        let one = |data: &str| vec![(String::new(), data.to_owned())];
+        for text in [
+            error.to_owned(),
+            format!("\n\n{error}\n\n"),
+            format!("[{error}\n]"),
+            format!("event: x\nid: 1\n{error}\n"),
+            format!("foo: {{\n: {{\n {{\n{error}\n"),
+        ] {
+            for text in [text.clone(), text.replace('\n', "\r\n"), text.replace('\n', "\r")] {
+                assert_eq!(whole(&text), one(error), "{text:?}");
+            }
+        }
+        let (before, after) = (r#"{"a":1}"#, "{\"error\":\"e\"}");
+        let three = [one(before), one(after), one("b")].concat();
+        assert_eq!(whole(&format!("data: {before}\n{after}\ndata: b\n\n")), three);
+    }
+
+    #[test]
+    fn what_is_no_error_without_data_is_passed_over() {
+        for text in [
+            "{\n\"error\": {}\n",
+            "{\n\"error\": {}\n: ping\n}\n\n",
+            "{\n{\"error\": {}}\n\n",
+            "{\"error\": null}\n\n",
+            "{\"a\": 1}\n\n",
+            "[1, 2]\n\n",
+            "{error: gone}\n\n",
+            ": {\"error\": {}}\n\n",
+            "error: {\"error\": {}}\n\n",
+            "  {\"error\": {}}\n\n",
+        ] {
+            assert_eq!(
+                whole(&format!("{text}data: a\n\n")),
+                [(String::new(), "a".into())],
+                "{text:?}"
+            );
+        }
+        let long = format!("{{\n{}\"error\": {{}}\n}}\n", "\"a\": 1,\n".repeat(9));
+        assert_eq!(read(&[long.as_bytes()], 64).unwrap(), [], "nor is one without a bound");
+    }
+
+    #[test]
     fn an_event_is_bounded_in_all_its_forms() {
         let limit = 64;
         let long = "x".repeat(65);
@@ -284,7 +355,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_stream_reads_the_same_however_it_is_cut(
-            lines in prop::collection::vec("(data:|data: |event: |: |id: )?[a-zé😀\u{2028}]{0,6}(\n|\r|\r\n|\n\n|\r\r|\r\n\r\n)", 0..12),
+            lines in prop::collection::vec("(data:|data: |event: |: |id: |\\[?\\{(\"error\":\"é\")?|\\}\\]?)?([a-zé😀\u{2028}]{0,6}|)(\n|\r|\r\n|\n\n|\r\r|\r\n\r\n)", 0..12),
             cuts in prop::collection::vec(0usize..200, 0..12),
         ) {
             let text = lines.concat();

@@ -15,6 +15,7 @@ use crate::{
 
 pub mod anthropic;
 pub mod azure;
+mod bare;
 pub mod breaker;
 pub mod decoding;
 pub mod demo;

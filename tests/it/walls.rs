@@ -92,6 +92,7 @@ const SHARED: &[(&str, &str, &str)] = &[
         "[DONE]",
         "an event that is no JSON, and a whole one at the end of a stream",
     ),
+    ("bare.rs", "", "how an error can stand in any stream"),
     ("demo.rs", "", "has no wire at all"),
 ];
 

@@ -661,7 +661,11 @@ mod tests {
             ("upstream connect error: sk-1", Kind::Reported),
         ] {
             let mut decoder = AnthropicDecoder::default();
-            let frame = Frame { event: b"error", data };
+            let frame = Frame {
+                event: b"error",
+                data,
+                bare: false,
+            };
             let error = decoder.frame(frame, &mut Vec::new()).unwrap_err();
             assert_eq!((error.kind, error.detail.contains("sk-1")), (expected, false), "{data}");
         }

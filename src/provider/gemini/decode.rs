@@ -315,8 +315,8 @@ mod tests {
     fn run(events: &[&str]) -> (Vec<Chunk>, Vec<Progress>, Result<(), ProviderError>) {
         let (mut decoder, mut out, mut progress) = (GeminiDecoder::default(), Vec::new(), Vec::new());
         for event in events {
-            let (event, data) = (b"", *event);
-            match decoder.frame(Frame { event, data }, &mut out) {
+            let (event, data, bare) = (b"", *event, false);
+            match decoder.frame(Frame { event, data, bare }, &mut out) {
                 Ok(so_far) => progress.push(so_far),
                 Err(error) => return (out, progress, Err(error)),
             }

@@ -322,8 +322,8 @@ mod tests {
         ];
         let (mut decoder, mut chunks) = (GeminiDecoder::default(), Vec::new());
         for event in events {
-            let (event, data) = (b"", event);
-            decoder.frame(Frame { event, data }, &mut chunks).unwrap();
+            let (event, data, bare) = (b"", event, false);
+            decoder.frame(Frame { event, data, bare }, &mut chunks).unwrap();
         }
         decoder.end(&mut chunks).unwrap();
         let mut round = crate::chat::fold::Round::default();

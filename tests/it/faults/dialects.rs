@@ -4,7 +4,7 @@ use bytes::Bytes;
 use memchr::memmem;
 use serde_json::{Value, json};
 
-use super::row::{Row, broken, refused, status, words};
+use super::row::{Row, answered, broken, refused, status, words};
 use super::{KEY, WORDS};
 use crate::house::{Dialect, Script};
 
@@ -12,7 +12,79 @@ use crate::house::{Dialect, Script};
 const ROOM: &str = "[runs]\ndeadline = \"20s\"\n[providers.model]\nmax_event = \"1MiB\"";
 
 pub(super) fn rows() -> Vec<Row> {
-    Dialect::ALL.into_iter().flat_map(rows_of).collect()
+    let all = Dialect::ALL.into_iter().flat_map(rows_of);
+    all.chain(bare()).collect()
+}
+
+/// Gemini's errors that stand in the stream by themselves, without `data:`.
+fn bare() -> Vec<Row> {
+    let (dialect, ten) = (Dialect::Gemini, words(10));
+    let told = |code: u16, status: &str| {
+        let message = format!("{WORDS} {KEY}");
+        let error = json!({"error": {"code": code, "message": message, "status": status}});
+        serde_json::to_string_pretty(&error).expect("JSON")
+    };
+    let (overloaded, internal) = (told(503, "UNAVAILABLE"), told(500, "INTERNAL"));
+    let first = |name: &str, body: String, code| {
+        let row = Row::new(name, [dialect.script([]).send(body).end()], refused(503, code));
+        row.dialect(dialect).toml(ROOM).calls(3)
+    };
+    let after = |name: &str, script: Script, status, code| {
+        let row = Row::new(name, [script], broken(&ten, status, code));
+        row.dialect(dialect).toml(ROOM).tokens(10)
+    };
+    let mended = Row::new(
+        "F40 a bare error, and then an answer (gemini)",
+        [
+            dialect.script([]).send(overloaded.clone()).end(),
+            dialect.round(&["Well."], &[]),
+        ],
+        answered("Well."),
+    );
+    let finished = Row::new(
+        "F39 a bare error after the finish (gemini)",
+        [dialect.script(events(dialect, &ten)).send(internal.clone()).end()],
+        answered(ten.concat()),
+    );
+    vec![
+        first(
+            "F40 overloaded, bare, as the first thing (gemini)",
+            overloaded.clone(),
+            "upstream_overloaded",
+        )
+        .kind("overloaded")
+        .again("overloaded", 2),
+        first(
+            "F40 exhausted, bare, in an array, as the first thing (gemini)",
+            format!("[{}\r\n]\r\n", told(429, "RESOURCE_EXHAUSTED").replace('\n', "\r\n")),
+            "upstream_rate_limited",
+        )
+        .kind("rate_limited")
+        .again("rate_limited", 2),
+        mended.dialect(dialect).toml(ROOM).again("overloaded", 1).calls(2),
+        after(
+            "F41 a bare error after ten words (gemini)",
+            saying(dialect, &ten).send(internal).end(),
+            502,
+            "upstream_error",
+        )
+        .kind("server_error"),
+        after(
+            "F41 overloaded, bare, after ten words, byte by byte (gemini)",
+            saying(dialect, &ten)
+                .send(format!("\r\n{overloaded}\r\n\r\n"))
+                .end()
+                .byte_by_byte(),
+            503,
+            "upstream_overloaded",
+        )
+        .kind("overloaded"),
+        finished
+            .dialect(dialect)
+            .toml(ROOM)
+            .tolerated("dup_terminal")
+            .tokens(10),
+    ]
 }
 
 fn rows_of(dialect: Dialect) -> Vec<Row> {
