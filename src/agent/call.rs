@@ -36,7 +36,7 @@ struct Outcome {
 /// Answers a round's calls. Each result is told when it is there; the model gets them in the order of its calls.
 pub(super) async fn call(agent: &Agent, kit: &Kit<'_>, calls: Vec<ToolCall>, turn: &mut Turn, ear: &mut impl Listener) {
     let mut events = Vec::new();
-    let mut under_way = FuturesUnordered::new();
+    let (mut under_way, mut begun) = (FuturesUnordered::new(), Vec::new());
     for (at, call) in calls.iter().enumerate() {
         let offer = kit.tools.iter().find(|offer| offer.definition.name == call.name);
         let allowed = match offer {
@@ -63,19 +63,24 @@ pub(super) async fn call(agent: &Agent, kit: &Kit<'_>, calls: Vec<ToolCall>, tur
             },
         };
         match allowed {
-            Ok(offer) => under_way.push(make(offer, call, kit, agent.tool_timeout)),
+            Ok(offer) => {
+                under_way.push(make(offer, call, kit, agent.tool_timeout));
+                begun.push(call.id.clone());
+            }
             Err((word, why)) => refuse(turn, kit, call, (word, why), &mut events),
         }
     }
     if !events.is_empty() {
         ear.hear(&mut events);
     }
+    turn.begun = begun; // and not before: until here nothing was waited for but the check of arguments
     while let Some((call, files, outcome)) = under_way.next().await {
         count(kit, call, outcome.word);
         events.extend(files.into_iter().map(Event::Artifact));
         record(turn, call, outcome, &mut events);
         ear.hear(&mut events);
     }
+    turn.begun.clear();
 }
 
 /// Counts a call, under its tool's name if there is one.

@@ -11,6 +11,11 @@ use crate::chat::{
     ChatRequest, FinishKind, Message, ModelCall, Role, ToolCall, ToolRecord, Usage, fold::Round, history, usage,
 };
 
+/// What the model is told of a call that the run's end came before.
+const NOT_MADE: &str = "The run was stopped before this call was made.";
+/// What it is told of one that the run's end came in the middle of: whoever was called may have done it.
+const UNDER_WAY: &str = "The run was stopped while this call was under way; whether it took effect is not known.";
+
 /// A turn.
 #[derive(Debug)]
 pub struct Turn {
@@ -34,6 +39,8 @@ pub struct Turn {
     pub usage: Usage,
     /// Each model call by itself.
     pub calls: Vec<ModelCall>,
+    /// The ids of this round's calls that have been begun, while calls are under way.
+    pub(super) begun: Vec<String>,
     /// The tools that were called.
     pub tools: Vec<ToolRecord>,
     /// Why the last round ended.
@@ -65,6 +72,7 @@ impl Turn {
             produced: 0,
             usage: Usage::default(),
             calls: Vec::new(),
+            begun: Vec::new(),
             tools: Vec::new(),
             finish: None,
             first_content: None,
@@ -139,9 +147,9 @@ impl Turn {
     }
 
     /// Ends a turn wherever it is, so that its messages are well-formed: what the model said so far is kept (`heard`
-    /// gives that many of the last bytes), calls that were not complete are dropped, complete ones without a result get
-    /// `why` as theirs.
-    pub fn close(&mut self, why: &str, heard: impl FnOnce(usize) -> Arc<str>) {
+    /// gives that many of the last bytes), calls that were not complete are dropped, complete ones without a result are
+    /// answered with how far they were: begun, or not.
+    pub fn close(&mut self, heard: impl FnOnce(usize) -> Arc<str>) {
         if let Some(round) = self.round.take() {
             self.count(&round);
             if round.text > 0 && self.repair.is_none() {
@@ -154,6 +162,11 @@ impl Turn {
         }
         if let super::next::Next::Call(calls) = super::next::next(&self.request.messages) {
             for call in calls {
+                let why = if self.begun.contains(&call.id) {
+                    UNDER_WAY
+                } else {
+                    NOT_MADE
+                };
                 self.answer_call(&call, false, why.to_owned(), 0);
             }
         }
@@ -245,7 +258,7 @@ mod tests {
             name: "f".into(),
         });
         turn.round = Some(round);
-        turn.close("cut", |bytes| "Half"[..bytes].into());
+        turn.close(|bytes| "Half"[..bytes].into());
         assert_eq!(&*turn.content(), "Half");
         assert_eq!(
             turn.added(),
@@ -268,12 +281,20 @@ mod tests {
         };
         turn.request
             .messages
-            .push(Message::assistant("", vec![call("a"), call("b")]));
-        turn.answer_call(&call("a"), true, "1".into(), 7);
-        turn.close("cut", |_| unreachable!());
-        assert_eq!(turn.added().last(), Some(&Message::failure("b", "cut")));
+            .push(Message::assistant("", ["a", "b", "c", "d"].map(call).to_vec()));
+        turn.begun = vec!["c".into(), "b".into()];
+        turn.answer_call(&call("b"), true, "1".into(), 7);
+        turn.close(|_| unreachable!());
+        let told = [
+            Message::failure("a", NOT_MADE),
+            Message::tool("b", "1"),
+            Message::failure("c", UNDER_WAY),
+            Message::failure("d", NOT_MADE),
+        ];
+        assert_eq!(turn.added()[2..], told);
         assert_eq!(next(&turn.request.messages), Next::Ask);
-        assert_eq!(turn.tools.iter().map(|t| t.ok).collect::<Vec<_>>(), [true, false]);
+        let went_well: Vec<_> = turn.tools.iter().map(|t| t.ok).collect();
+        assert_eq!(went_well, [false, true, false, false]);
     }
 
     #[test]
@@ -304,7 +325,7 @@ mod tests {
         (cut.before, cut.repair) = (turn.before, turn.repair);
         cut.round = Some(Round::default());
         cut.round.as_mut().unwrap().push(&Chunk::Text("ri".into()));
-        cut.close("cut", |_| unreachable!());
+        cut.close(|_| unreachable!());
         assert_eq!((&*cut.content(), cut.added().len()), ("wrong", 2));
 
         turn.request.messages.push(Message::assistant("right", vec![]));
@@ -319,7 +340,7 @@ mod tests {
     #[test]
     fn a_turn_that_never_began_costs_nothing() {
         let mut turn = turn();
-        turn.close("cut", |_| unreachable!());
+        turn.close(|_| unreachable!());
         assert_eq!((turn.added().len(), turn.usage.input_tokens), (1, None));
     }
 }

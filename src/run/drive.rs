@@ -162,9 +162,7 @@ impl Runs {
         trace: Option<TraceContext>,
     ) {
         let turn = &mut driven.turn;
-        turn.close("The run was stopped before this call was made.", |bytes| {
-            run.log.tail(bytes)
-        });
+        turn.close(|bytes| run.log.tail(bytes));
         let (status, error) = match outcome {
             Ok(()) => (RunStatus::Completed, None),
             Err((status, error)) => (status, Some(error)),

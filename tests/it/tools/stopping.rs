@@ -14,6 +14,9 @@ async fn model() -> Upstream {
     Upstream::start([asks(&[ask("c1", "Rome"), ask("c2", "Oslo")]), says("Sunny.")]).await
 }
 
+/// What is said of a call that was under way.
+const UNDER_WAY: &str = "The run was stopped while this call was under way; whether it took effect is not known.";
+
 fn patient(recipe: Recipe) -> Recipe {
     recipe.toml("[agents.assistant]\ntool_timeout = \"60s\"")
 }
@@ -43,6 +46,7 @@ async fn assert_kept(gateway: &Gateway, model: &Upstream) {
         json!(["tool", "c2", "cancelled"]),
     ];
     assert_eq!(roles, expected);
+    assert_eq!(text(&stored[2], "content"), UNDER_WAY);
     assert!(text(&stored[3], "content").contains("21 degrees in Oslo"), "{stored:?}");
     assert_eq!(model.calls(), 1, "the model was asked again");
 
@@ -51,6 +55,10 @@ async fn assert_kept(gateway: &Gateway, model: &Upstream) {
     assert_well_formed(&conversation);
     let roles: Vec<_> = conversation.iter().map(|message| text(message, "role")).collect();
     assert_eq!(roles, ["user", "assistant", "tool", "tool", "user"]);
+    assert!(
+        text(&conversation[2], "content").contains(UNDER_WAY),
+        "{conversation:?}"
+    );
 }
 
 #[tokio::test]
@@ -101,6 +109,36 @@ async fn a_cancel_closes_the_tools_and_answers_their_calls() {
     assert_kept(&gateway, &model).await;
     let run = get(&gateway, &format!("/runs/{run}")).await.json().await;
     assert_eq!(run["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn each_call_that_a_cancel_finds_under_way_is_said_to_have_been() {
+    let unknown = ("c4", "forecast", json!({"city": "Rome"}));
+    let calls = [ask("c1", "Rome"), ask("c2", "Oslo"), ask("c3", "Rome"), unknown];
+    let (model, tools) = (Upstream::start([asks(&calls), says("Sunny.")]).await, stuck().await);
+    let gateway = patient(gateway(&model, &tools)).start().await;
+    let mut reply = post(&gateway, "/chat/sse", question("Weather?")).await;
+    let refused = reply.next_event_named("tool_result").await;
+    let answered = reply.next_event_named("tool_result").await;
+    let id = |event: &Value| event["tool_result"]["id"].clone();
+    assert_eq!([id(&refused.json()), id(&answered.json())], ["c4", "c2"]);
+    for _ in 0..3 {
+        tools.next_request().await;
+    }
+    Call::post(&format!("/runs/{}/cancel", answered.run_id))
+        .to(&gateway)
+        .await
+        .expect(200)
+        .await;
+    assert_eq!(reply.transcript().await.codes(), ["cancelled"]);
+    let stored = history(&gateway).await;
+    assert_well_formed(&stored);
+    let told: Vec<_> = stored[2..].iter().map(|message| text(message, "content")).collect();
+    assert_eq!((told[0], told[2]), (UNDER_WAY, UNDER_WAY));
+    assert!(
+        told[1].contains("21 degrees") && told[3].contains("no tool of this name"),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
