@@ -1,29 +1,36 @@
 //! JSON Schemas that come from outside: compiled without fetching anything, checked to be no trap, and applied.
 //!
 //! The only place that knows the `jsonschema` crate. A schema from a request is bounded in its size, in what its
-//! references unfold to, and in its patterns, so that applying it costs no more than reading the answer.
-
-use std::collections::BTreeMap;
+//! references unfold to, and in its patterns; what it costs to apply is known before, by the answer's size, and it is not
+//! applied where that is more than a second. What takes time is done [aside](Aside), a little at a time.
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 
+mod aside;
+mod weight;
+
+pub use aside::{Aside, CHECKING, COMPILING, Place};
+use weight::{Weight, size, survey};
+
 /// How large a schema may be, in bytes of JSON.
 const MAX_BYTES: usize = 64 << 10;
-/// How many subschemas it may have, its references unfolded.
-const MAX_UNFOLDED: usize = 10_000;
-/// How many patterns a schema may have.
-const MAX_PATTERNS: usize = 500;
 /// How large a pattern may become, in bytes.
 const MAX_PATTERN: usize = 256 << 10;
 /// How large all of them may become together, each an equal share: `.{90}`, six bytes, becomes a tenth of a megabyte.
 const MAX_ALL_PATTERNS: usize = 8 << 20;
-/// How many subschemas times places it may take to say whether a value fits: a second, where each has to be tried at each.
+/// How many steps it may take to say whether a value fits, and as many again to say where not: each is a second, where
+/// every subschema has to be tried at every place.
 const MAX_WORK: usize = 200_000_000;
-/// How many subschemas times places it may take to say where a value does not fit: each can cost half a kilobyte.
+/// How many subschemas times places it may take to say where a value does not fit: each can cost half a kilobyte, and what
+/// was wrong there.
 const MAX_EFFORT: usize = 200_000;
-/// Up to how many subschemas times places, and bytes of text, it is quick to say whether a value fits.
-const QUICK: (usize, usize) = (20_000, 64 << 10);
+/// How much text counts as a place then.
+const TEXT: usize = 512;
+/// Up to how many steps, and bytes of text, it is quick to say whether and where a value fits.
+const QUICK: (usize, usize) = (100_000, 64 << 10);
+/// How many steps a value is thought to take where a schema's unfolding has no end.
+const ENDLESS: usize = 50_000;
 /// How many differences are told.
 const MAX_TOLD: usize = 5;
 /// How much of one difference is told, in characters.
@@ -38,22 +45,14 @@ pub enum Recursion {
     Refused,
 }
 
-/// Keywords that hold schemas by name.
-const NAMED: [&str; 6] = [
-    "properties",
-    "patternProperties",
-    "$defs",
-    "definitions",
-    "dependentSchemas",
-    "dependencies",
-];
-
 /// A schema, compiled.
 #[derive(Debug)]
 pub struct Schema {
     validator: Validator,
-    /// How many subschemas it unfolds to; `None` if that has no end.
-    weight: Option<usize>,
+    /// What it weighs; where that has no end, as if its circles were gone round once.
+    weight: Weight,
+    /// Whether that has no end.
+    endless: bool,
 }
 
 impl Schema {
@@ -69,18 +68,9 @@ impl Schema {
         if text.len() > MAX_BYTES {
             return Err("a schema may have 64 KiB as JSON".into());
         }
-        let mut survey = Survey {
-            root: schema,
-            recursion,
-            id: if text.contains("draft-04") { "id" } else { "$id" },
-            endless: false,
-            patterns: 0,
-            known: BTreeMap::new(),
-            open: Vec::new(),
-        };
-        let weight = survey.weigh(schema)?;
-        let weight = Some(weight).filter(|_| !survey.endless);
-        let share = MAX_ALL_PATTERNS / survey.patterns.max(1);
+        let id = if text.contains("draft-04") { "id" } else { "$id" };
+        let found = survey(schema, recursion, id)?;
+        let share = MAX_ALL_PATTERNS / found.patterns.max(1);
         let patterns = PatternOptions::regex()
             .size_limit(share.min(MAX_PATTERN))
             .dfa_size_limit(MAX_PATTERN);
@@ -89,14 +79,24 @@ impl Schema {
             .offline()
             .build(schema);
         compiled
-            .map(|validator| Self { validator, weight })
+            .map(|validator| Self {
+                validator,
+                weight: found.weight,
+                endless: found.endless,
+            })
             .map_err(|e| format!("not a JSON Schema: {}", shorten(&e.to_string())))
     }
 
-    /// Whether it takes no time worth speaking of to say whether a value fits.
+    /// Whether it takes no time worth speaking of to say whether a value fits, and where it does not.
     pub fn is_quick(&self, value: &Value) -> bool {
-        let weight = self.weight.unwrap_or(MAX_UNFOLDED);
-        weight.saturating_mul(places(value)) <= QUICK.0 && letters(value) <= QUICK.1
+        let size = size(value);
+        let steps = self.weight.whether.of(size).saturating_add(self.weight.again.of(size));
+        let least = if self.endless {
+            ENDLESS.saturating_mul(size.0)
+        } else {
+            0
+        };
+        steps.max(least) <= QUICK.0 && size.1 <= QUICK.1
     }
 
     /// Whether a value fits.
@@ -104,16 +104,16 @@ impl Schema {
     /// # Errors
     /// Where it does not, in words that a model can act on.
     pub fn admits(&self, value: &Value) -> Result<(), String> {
-        let work = self.weight.map(|weight| weight.saturating_mul(places(value)));
-        if work.is_some_and(|work| work > MAX_WORK) {
+        let size = size(value);
+        if self.weight.whether.of(size) > MAX_WORK {
             return Err("it is too large to be checked against such a schema".into());
         }
         if self.validator.is_valid(value) {
             return Ok(());
         }
         // To say where, all that was tried at every place is kept, even for the first difference.
-        let effort = self.weight.unwrap_or(usize::MAX).saturating_mul(places(value));
-        if effort > MAX_EFFORT {
+        let effort = self.weight.shapes.saturating_mul(size.0 + size.1 / TEXT);
+        if self.endless || effort > MAX_EFFORT || self.weight.again.of(size) > MAX_WORK {
             return Err("it does not fit the schema; there is too much of it to say where".into());
         }
         let mut told = Vec::new();
@@ -123,156 +123,6 @@ impl Schema {
             told.push(format!("at {place}: {}", shorten(&error.to_string())));
         }
         Err(told.join("; "))
-    }
-}
-
-/// How many bytes of text there are in a value, names and all.
-fn letters(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(all) => all.iter().map(letters).sum(),
-        Value::Object(all) => all.iter().map(|(name, value)| name.len() + letters(value)).sum(),
-        _ => 0,
-    }
-}
-
-/// How many values there are in a value.
-fn places(value: &Value) -> usize {
-    match value {
-        Value::Array(all) => 1 + all.iter().map(places).sum::<usize>(),
-        Value::Object(all) => 1 + all.values().map(places).sum::<usize>(),
-        _ => 1,
-    }
-}
-
-/// A walk over a schema that counts what it unfolds to.
-struct Survey<'a> {
-    root: &'a Value,
-    recursion: Recursion,
-    /// What a name is under that a part of the schema gives itself. In draft 4, which a part can be of for itself, it was
-    /// another.
-    id: &'static str,
-    /// Whether there was a circle, or a reference that may be one.
-    endless: bool,
-    /// How many patterns there were.
-    patterns: usize,
-    /// What references unfold to.
-    known: BTreeMap<&'a str, usize>,
-    /// References that the walk is inside of.
-    open: Vec<&'a str>,
-}
-
-impl<'a> Survey<'a> {
-    /// How many subschemas there are in and under `place`.
-    fn weigh(&mut self, place: &'a Value) -> Result<usize, String> {
-        let mut weight = 1_usize;
-        match place {
-            Value::Object(fields) => {
-                for (name, value) in fields {
-                    match (name.as_str(), value) {
-                        ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(to)) => weight += self.follow(to)?,
-                        ("pattern", Value::String(pattern)) => self.read(pattern)?,
-                        ("patternProperties", Value::Object(patterns)) => {
-                            patterns.keys().try_for_each(|pattern| self.read(pattern))?;
-                        }
-                        // Data, not schemas.
-                        ("const" | "enum" | "default" | "examples", _) => continue,
-                        // A schema with a name of its own has references of its own.
-                        (id, Value::String(_)) if (id == "$id" || id == self.id) && !std::ptr::eq(place, self.root) => {
-                            return Err("only the schema itself may have an $id".into());
-                        }
-                        _ => {}
-                    }
-                    weight += match value {
-                        // Their keys are names, whatever they look like.
-                        Value::Object(named) if NAMED.contains(&name.as_str()) => named
-                            .values()
-                            .try_fold(1, |sum, one| self.weigh(one).map(|weight| sum + weight))?,
-                        value => self.weigh(value)?,
-                    };
-                }
-            }
-            Value::Array(all) => {
-                for one in all {
-                    weight += self.weigh(one)?;
-                }
-            }
-            _ => {}
-        }
-        if weight > MAX_UNFOLDED {
-            return Err("a schema may unfold to 10000 subschemas".into());
-        }
-        Ok(weight)
-    }
-
-    /// Reads a pattern, and counts it.
-    fn read(&mut self, pattern: &str) -> Result<(), String> {
-        self.patterns += 1;
-        if self.patterns > MAX_PATTERNS {
-            return Err(format!("a schema may have {MAX_PATTERNS} patterns"));
-        }
-        tame(pattern)
-    }
-
-    fn follow(&mut self, to: &'a str) -> Result<usize, String> {
-        let Some(pointer) = to.strip_prefix('#') else {
-            return Err(format!(
-                "{} is not a reference into the schema itself; nothing is fetched",
-                shorten(&format!("{to:?}"))
-            ));
-        };
-        if self.open.contains(&to) {
-            self.endless = true;
-            return match self.recursion {
-                Recursion::Allowed => Ok(1),
-                Recursion::Refused => Err("a schema must not refer to itself".into()),
-            };
-        }
-        if let Some(known) = self.known.get(to) {
-            return Ok(*known);
-        }
-        // An anchor or an encoded name is left to the compiler, unless it could hide a circle.
-        let target = if pointer.is_empty() {
-            Some(self.root)
-        } else {
-            self.root.pointer(pointer)
-        };
-        let Some(target) = target else {
-            self.endless = true;
-            return match self.recursion {
-                Recursion::Allowed => Ok(1),
-                Recursion::Refused => Err(format!("{} leads nowhere", shorten(&format!("{to:?}")))),
-            };
-        };
-        self.open.push(to);
-        // The root holds the place where the walk is, so a reference to it, or to anything around, is a circle.
-        let weight = self.weigh(target)?;
-        self.open.pop();
-        self.known.insert(to, weight);
-        Ok(weight)
-    }
-}
-
-/// Refuses a pattern that is not plainly cheap: what a linear engine cannot read, and repetitions of repetitions.
-fn tame(pattern: &str) -> Result<(), String> {
-    use regex_syntax::hir::{Hir, HirKind};
-    fn nested(hir: &Hir, inside: bool) -> bool {
-        match hir.kind() {
-            HirKind::Repetition(repetition) => {
-                let endless = repetition.max.is_none_or(|max| max > 100);
-                (endless && inside) || nested(&repetition.sub, inside || endless)
-            }
-            HirKind::Capture(capture) => nested(&capture.sub, inside),
-            HirKind::Concat(all) | HirKind::Alternation(all) => all.iter().any(|one| nested(one, inside)),
-            _ => false,
-        }
-    }
-    let name = shorten(&format!("{pattern:?}"));
-    let parsed = regex_syntax::ParserBuilder::new().nest_limit(50).build().parse(pattern);
-    match parsed {
-        Ok(hir) if !nested(&hir, false) => Ok(()),
-        Ok(_) => Err(format!("the pattern {name} repeats a repetition")),
-        Err(_) => Err(format!("the pattern {name} is not one that takes linear time")),
     }
 }
 
@@ -373,9 +223,9 @@ mod tests {
             json!({"patternProperties": Value::Object(named.collect())})
         };
         for (what, schema, fine) in [
-            ("many", named(MAX_PATTERNS, "^[a-z]{1,8}_"), true),
-            ("too many", named(MAX_PATTERNS + 1, "a"), false),
-            ("too many that are large", named(MAX_PATTERNS, ".{50}"), false),
+            ("many", named(weight::MAX_PATTERNS, "^[a-z]{1,8}_"), true),
+            ("too many", named(weight::MAX_PATTERNS + 1, "a"), false),
+            ("too many that are large", named(weight::MAX_PATTERNS, ".{50}"), false),
             ("a few that are large", named(20, ".{50}"), true),
             ("one that is too large", named(1, ".{900}"), false),
         ] {
@@ -394,6 +244,11 @@ mod tests {
         let began = std::time::Instant::now();
         let why = schema.admits(&json!(vec![1; 20_000])).unwrap_err();
         assert!(why.contains("too much of it"), "{why}");
+        let long: Vec<Value> = (0..500).map(|n| json!({"minLength": n + (1 << 20)})).collect();
+        let long = Schema::compile(&json!({"anyOf": long}), Recursion::Refused).unwrap();
+        assert_eq!(long.admits(&json!("x".repeat(1 << 20))), Ok(()));
+        let why = long.admits(&json!("x".repeat(1 << 19))).unwrap_err();
+        assert!(why.contains("too much of it"), "{why}");
         let alternatives = vec![json!({"type": "string"}); 3_000];
         let schema = Schema::compile(&json!({"items": {"anyOf": alternatives}}), Recursion::Refused).unwrap();
         let why = schema.admits(&json!(vec![1; 100_000])).unwrap_err();
@@ -404,6 +259,69 @@ mod tests {
         let deep = (0..100).fold(json!({}), |inner, _| json!({"a": inner}));
         assert!(schema.admits(&deep).is_err());
         assert!(began.elapsed().as_secs() < 5);
+    }
+
+    #[test]
+    fn what_cannot_be_checked_in_a_second_is_not_checked() {
+        let objects: Vec<Value> = (0..5_000).map(|n| json!({"a": n})).collect();
+        let hungry = vec![json!({"pattern": "[a-m].{100}0"}); 3];
+        for (what, schema, value) in [
+            (
+                "enum",
+                json!({"items": {"enum": objects}}),
+                json!(vec![json!({"a": -1}); 20_000]),
+            ),
+            (
+                "const",
+                json!({"items": {"const": vec![1; 20_000]}}),
+                json!(vec![1; 20_000]),
+            ),
+            ("patterns", json!({"anyOf": hungry}), json!("a".repeat(4 << 20))),
+        ] {
+            let schema = Schema::compile(&schema, Recursion::Refused).unwrap();
+            assert!(!schema.is_quick(&value), "{what}");
+            let why = schema.admits(&value).unwrap_err();
+            assert!(why.contains("too large to be checked"), "{what}: {why}");
+        }
+    }
+
+    #[test]
+    fn what_schemas_ordinarily_ask_of_long_answers_is_checked() {
+        let names: Vec<String> = (0..200).map(|n| format!("name-{n}")).collect();
+        let objects: Vec<Value> = (0..50).map(|n| json!({"x": n, "y": n})).collect();
+        let person = json!({
+            "type": "object", "required": ["mail", "born", "id"], "additionalProperties": false,
+            "properties": {
+                "mail": {"type": "string", "pattern": r"^[^@\s]+@[^@\s]+\.[^@\s]+$", "maxLength": 200},
+                "born": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$", "format": "date"},
+                "id": {"pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"},
+                "kind": {"anyOf": [{"enum": names}, {"type": "null"}]},
+            },
+        });
+        let ada = json!({"mail": "ada@example.org", "born": "1815-12-10", "kind": "name-7",
+            "id": "00000000-0000-4000-8000-000000000000"});
+        for (what, schema, one, wrong) in [
+            ("strings", json!({"enum": names}), json!("name-199"), json!("name-200")),
+            (
+                "numbers",
+                json!({"enum": (0..200).collect::<Vec<_>>()}),
+                json!(199),
+                json!(200),
+            ),
+            (
+                "objects",
+                json!({"enum": objects}),
+                json!({"x": 7, "y": 7}),
+                json!({"x": 7}),
+            ),
+            ("people", person, ada, json!({"mail": "ada"})),
+        ] {
+            let schema = json!({"type": "array", "items": {"$ref": "#/$defs/one"}, "$defs": {"one": schema}});
+            let schema = Schema::compile(&schema, Recursion::Refused).unwrap();
+            assert_eq!(schema.admits(&json!(vec![one; 1_000])), Ok(()), "{what}");
+            let why = schema.admits(&json!([wrong])).unwrap_err();
+            assert!(why.contains("at /0"), "{what}: {why}");
+        }
     }
 
     #[test]

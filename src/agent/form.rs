@@ -9,8 +9,11 @@ use crate::{
     chat::{ChatRequest, ResponseFormat},
     error::{Error, ErrorCode},
     provider::{Provider, Unsupported},
-    schema::{Recursion, Schema},
+    schema::{CHECKING, COMPILING, Recursion, Schema},
 };
+
+/// Up to how many bytes an answer is read where it is.
+const SHORT: usize = 16 << 10;
 
 /// The form that an answer must have.
 #[derive(Clone, Debug)]
@@ -41,22 +44,36 @@ impl Form {
         Ok(Some(Self { format, schema }))
     }
 
-    /// The answer as data.
+    /// As [`Form::new`], where others do not wait for it: to compile a schema from outside takes some milliseconds, and from
+    /// somebody who means harm some hundreds.
+    ///
+    /// # Errors
+    /// `schema_invalid`.
+    pub async fn compile(format: &ResponseFormat) -> Result<Option<Self>, Error> {
+        if !matches!(format, ResponseFormat::JsonSchema { .. }) {
+            return Self::new(format);
+        }
+        let place = COMPILING.place().await;
+        let format = format.clone();
+        let compiled = place.run(move || Self::new(&format)).await;
+        compiled.ok_or_else(|| Error::internal("a schema could not be compiled"))?
+    }
+
+    /// The answer as data. A long one, or one that takes long to check, waits for a place where that can be done.
     ///
     /// # Errors
     /// Why it is not of this form, in words that a model can act on.
     pub async fn read(&self, text: &str) -> Result<Value, String> {
-        let (schema, text) = (self.schema.clone(), text.to_owned());
-        let reading = tokio::task::spawn_blocking(move || {
-            let value: Value = serde_json::from_str(bare(&text)).map_err(|e| format!("it is not JSON: {e}"))?;
-            match schema {
-                Some(schema) => schema.admits(&value)?,
-                None if !value.is_object() => return Err("it is not an object".to_owned()),
-                None => {}
+        if text.len() <= SHORT {
+            let value = parsed(text)?;
+            if self.schema.as_ref().is_none_or(|schema| schema.is_quick(&value)) {
+                return fitting(self.schema.as_deref(), value);
             }
-            Ok(value)
-        });
-        reading.await.map_err(|_| "it could not be checked".to_owned())?
+        }
+        let place = CHECKING.place().await;
+        let (schema, text) = (self.schema.clone(), text.to_owned());
+        let read = place.run(move || fitting(schema.as_deref(), parsed(&text)?)).await;
+        read.unwrap_or_else(|| Err("it could not be checked".to_owned()))
     }
 
     /// What a model is told whose answer was not of this form.
@@ -68,6 +85,21 @@ impl Form {
             words(&self.format)
         )
     }
+}
+
+/// The JSON in an answer.
+fn parsed(text: &str) -> Result<Value, String> {
+    serde_json::from_str(bare(text)).map_err(|e| format!("it is not JSON: {e}"))
+}
+
+/// A value, if it fits.
+fn fitting(schema: Option<&Schema>, value: Value) -> Result<Value, String> {
+    match schema {
+        Some(schema) => schema.admits(&value)?,
+        None if !value.is_object() => return Err("it is not an object".to_owned()),
+        None => {}
+    }
+    Ok(value)
 }
 
 /// The JSON in an answer: all of it, or what stands in its one block of code, as models put it that are asked in words.

@@ -99,7 +99,7 @@ impl Runs {
         let candidates = self.candidates(&agent, &model, order.model.as_deref())?;
         let (tools, denied) = self.tools.admitted(&agent.tools, order.permit.tools.as_deref());
         let response_format = order.response_format.unwrap_or_else(|| agent.response_format.clone());
-        let form = form(&response_format).await?;
+        let form = Form::compile(&response_format).await?;
         let mut request = ChatRequest {
             model: model.model.clone(),
             instructions: instructions(agent.instructions.as_deref(), order.context.as_ref()),
@@ -320,19 +320,6 @@ impl Runs {
         };
         same_request(record.idempotency.as_ref(), idempotency)?;
         self.attach(record).await
-    }
-}
-
-/// The form that is asked for. To compile a schema from outside takes some milliseconds, and from somebody who means harm
-/// some hundreds, so it is done where others do not wait for it.
-async fn form(format: &ResponseFormat) -> Result<Option<Form>, Error> {
-    let format = format.clone();
-    match format {
-        ResponseFormat::JsonSchema { .. } => {
-            let compiled = tokio::task::spawn_blocking(move || Form::new(&format)).await;
-            compiled.map_err(Error::internal)?
-        }
-        ResponseFormat::Text | ResponseFormat::JsonObject => Form::new(&format),
     }
 }
 

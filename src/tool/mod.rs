@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     chat::{RunId, ToolDefinition},
-    schema::{Recursion, Schema},
+    schema::{CHECKING, Recursion, Schema},
 };
 
 mod answer;
@@ -160,10 +160,8 @@ impl Offer {
             return self.schema.admits(&arguments);
         }
         let schema = self.schema.clone();
-        let looking = tokio::task::spawn_blocking(move || schema.admits(&arguments));
-        looking
-            .await
-            .unwrap_or_else(|_| Err("they could not be checked".to_owned()))
+        let looking = CHECKING.place().await.run(move || schema.admits(&arguments)).await;
+        looking.unwrap_or_else(|| Err("they could not be checked".to_owned()))
     }
 
     /// Whether a pattern means it: by the tool's own name, whatever the model knows it by.

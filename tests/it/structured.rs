@@ -574,6 +574,22 @@ mod repairing {
 }
 
 #[tokio::test]
+async fn an_answer_that_takes_too_long_to_check_does_not_fit() {
+    let objects: Vec<Value> = (0..4_000).map(|n| json!({"a": n})).collect();
+    let schema = json!({"type": "object", "properties": {"a": {"items": {"enum": objects}}}});
+    let items = "{\"a\":-1},".repeat(1_000);
+    let mut pieces = vec!["{\"a\":["];
+    pieces.extend(vec![&*items; 20]);
+    pieces.push("0]}");
+    let model = Upstream::always(says(&pieces)).await;
+    let gateway = gateway(&model).await;
+    let reply = post(&gateway, "/chat", wants(schema)).await.expect(502).await;
+    assert_eq!(reply.problem().await, "output_invalid");
+    let asked = heard(&model).pop().unwrap_or_default().to_string();
+    assert!(asked.contains("too large to be checked"), "{asked}");
+}
+
+#[tokio::test]
 async fn a_schema_that_is_a_trap_is_refused_and_nothing_connects() {
     let elsewhere = Upstream::always(Script::status(200, &[], "{}")).await;
     let model = Upstream::always(says(&["{}"])).await;
@@ -591,6 +607,10 @@ async fn a_schema_that_is_a_trap_is_refused_and_nothing_connects() {
         .chain([("l30".to_owned(), json!({"type": "string"}))])
         .collect::<serde_json::Map<_, _>>()
         .into();
+    let to = |name: &str| vec![json!({"$ref": format!("#/$defs/{name}")}); 50];
+    let objects: Vec<Value> = (0..5_000).map(|n| json!({"a": n})).collect();
+    let compared = json!({"type": "object", "properties": {"a": {"items": {"allOf": to("m")}}},
+        "$defs": {"m": {"allOf": to("e")}, "e": {"enum": objects}}});
     let rows = [
         ("a schema elsewhere", json!({"$ref": remote})),
         ("a dialect elsewhere", json!({"$schema": remote, "type": "object"})),
@@ -611,6 +631,7 @@ async fn a_schema_that_is_a_trap_is_refused_and_nothing_connects() {
         ("nowhere", json!({"$ref": "#/$defs/none"})),
         ("1 MB", json!({"type": "object", "description": "x".repeat(1 << 20)})),
         ("a bomb", json!({"$ref": "#/$defs/l0", "$defs": bomb})),
+        ("a bomb of comparisons", compared),
         (
             "a repeated repetition",
             json!({"type": "object", "properties": {"n": {"type": "string", "pattern": "(a+)+$"}}}),
