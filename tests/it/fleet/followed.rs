@@ -22,6 +22,12 @@ async fn every_gateway_gives_the_bytes_that_the_runs_own_gives() {
     let own = post(a, "/chat/sse", hi("s")).await.expect(200).await;
     let run = own.header("x-run-id").to_owned();
     gate.reached().await;
+    // What was said to it is some moments later said by it.
+    let all = BEFORE.len() as u64;
+    eventually("the first half", async || {
+        (after(&run, all).to(a).await.status == 200).then_some(())
+    })
+    .await;
     // Several readers at each, from the start and from the middle, while it goes on.
     let calls = |format: &str| {
         let call = Call::get(&format!("/runs/{run}/events?format={format}"));
