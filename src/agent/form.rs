@@ -1,9 +1,10 @@
 //! Answers in a form: how a model is asked for JSON that is not asked on its wire, how its answer is read, and what it is
 //! told when that does not fit.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::{
     chat::{ChatRequest, ResponseFormat},
@@ -14,6 +15,8 @@ use crate::{
 
 /// Up to how many bytes an answer is read where it is.
 const SHORT: usize = 16 << 10;
+/// How long a schema waits for its turn to be compiled.
+const TURN: Duration = Duration::from_secs(5);
 
 /// The form that an answer must have.
 #[derive(Clone, Debug)]
@@ -48,12 +51,19 @@ impl Form {
     /// somebody who means harm some hundreds.
     ///
     /// # Errors
-    /// `schema_invalid`.
+    /// `schema_invalid`; `overloaded` where too many others' are being compiled.
     pub async fn compile(format: &ResponseFormat) -> Result<Option<Self>, Error> {
         if !matches!(format, ResponseFormat::JsonSchema { .. }) {
             return Self::new(format);
         }
-        let place = COMPILING.place().await;
+        let full = |_| {
+            let full = Error::new(
+                ErrorCode::Overloaded,
+                "This gateway is reading as many schemas as it can.",
+            );
+            full.retry_after(Duration::from_secs(1))
+        };
+        let place = timeout(TURN, COMPILING.place()).await.map_err(full)?;
         let format = format.clone();
         let compiled = place.run(move || Self::new(&format)).await;
         compiled.ok_or_else(|| Error::internal("a schema could not be compiled"))?
