@@ -285,19 +285,35 @@ impl Connection {
         self.incoming.io.local_addr().expect("a connected socket")
     }
 
-    /// Waits until the peer has closed its end, whatever we take of it, and says when. (Linux tells.)
+    /// Waits until the peer has closed its end, whatever we take of it, and says when.
     pub(crate) async fn closed_there(&self) -> Instant {
+        super::eventually("the gateway to close its end", async || {
+            self.unread_there().is_none().then(Instant::now)
+        })
+        .await
+    }
+
+    /// Waits until the peer has read all that was sent.
+    pub(crate) async fn read_there(&self) {
+        super::eventually("the gateway to read what was sent", async || {
+            let unread = self.unread_there().expect("it is open there");
+            (unread == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// How many bytes wait at the peer's end to be read; `None` where that is not open any more. (Linux tells.)
+    fn unread_there(&self) -> Option<u32> {
         const ESTABLISHED: &str = "01";
         let hex = |addr: SocketAddr| match addr {
             SocketAddr::V4(addr) => format!("{:08X}:{:04X}", u32::from_ne_bytes(addr.ip().octets()), addr.port()),
             SocketAddr::V6(addr) => panic!("{addr}: the house is on IPv4"),
         };
-        let ends = format!("{} {} {ESTABLISHED}", hex(self.peer), hex(self.local_addr()));
-        super::eventually("the gateway to close its end", async || {
-            let all = std::fs::read_to_string("/proc/net/tcp").expect("a kernel that tells");
-            (!all.contains(&ends)).then(Instant::now)
-        })
-        .await
+        let ends = format!("{} {} {ESTABLISHED} ", hex(self.peer), hex(self.local_addr()));
+        let all = std::fs::read_to_string("/proc/net/tcp").expect("a kernel that tells");
+        let (_, queues) = all.split_once(&ends)?;
+        let (_to_send, unread) = queues.split(' ').next()?.split_once(':')?;
+        Some(u32::from_str_radix(unread, 16).expect("a number in hexadecimal"))
     }
 
     /// Breaks off (RST).

@@ -69,7 +69,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How long anything may take that ought to happen at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for `it`, and panics after [`PATIENCE`], saying `what` was awaited, and where.
 #[track_caller]
