@@ -77,7 +77,7 @@ struct Shelf {
 enum Words {
     /// As long as more may come.
     Growing(String),
-    /// Whole: the same piece that the run's result holds.
+    /// Whole, as far as is known: the same piece that the run's message and its result hold.
     Whole(Arc<str>),
 }
 
@@ -100,9 +100,20 @@ impl Deref for Words {
 
 impl Words {
     fn push(&mut self, more: &str) {
-        if let Self::Growing(text) = self {
-            text.push_str(more);
+        match self {
+            Self::Growing(text) => text.push_str(more),
+            Self::Whole(text) => *self = Self::Growing([text, more].concat()),
         }
+    }
+
+    /// A part of it. Who takes all of it shares it from then on.
+    fn share(&mut self, part: Range<usize>) -> Arc<str> {
+        let all = part == (0..self.len());
+        let shared = self.part(part);
+        if all {
+            *self = Self::Whole(shared.clone());
+        }
+        shared
     }
 
     /// A part of it; all of it is not copied again.
@@ -238,7 +249,8 @@ impl Log {
         let ended = shelf.ended;
         if ended {
             // It is kept for a while, and will not grow. Copied rather than shrunk, see there.
-            shelf.text = Words::Whole(shelf.text.part(0..shelf.text.len()));
+            let all = 0..shelf.text.len();
+            let _ = shelf.text.share(all);
             shelf.thoughts = shelf.thoughts.as_str().to_owned();
             shelf.entries.settle();
         }
@@ -278,12 +290,15 @@ impl Log {
         &*self.shelf().text == text
     }
 
-    /// The last so many bytes of the text.
+    /// The last so many bytes of the text; all of it is not held twice then, for as long as nothing is added.
     #[must_use]
     pub fn tail(&self, bytes: usize) -> Arc<str> {
-        let shelf = self.shelf();
-        let from = shelf.text.len().saturating_sub(bytes);
-        shelf.text.get(from..).unwrap_or_default().into()
+        let mut shelf = self.shelf();
+        let (from, end) = (shelf.text.len().saturating_sub(bytes), shelf.text.len());
+        match shelf.text.is_char_boundary(from) {
+            true => shelf.text.share(from..end),
+            false => Arc::default(),
+        }
     }
 
     /// The number that the next event will have.
@@ -597,6 +612,24 @@ mod tests {
             history_truncated: false,
             repaired: false,
         }
+    }
+
+    #[test]
+    fn what_was_taken_whole_is_held_once_until_more_is_said() {
+        let log = Log::new(0, Arc::default());
+        let say = |text: &str| log.append([Event::Text(text.into())]);
+        say("Let me ");
+        say("see. ");
+        let all = log.tail("Let me see. ".len());
+        assert_eq!(&*all, "Let me see. ");
+        assert!(Arc::ptr_eq(&all, &log.tail(all.len())));
+        say("It is sünny.");
+        assert_eq!(&*all, "Let me see. ");
+        assert_eq!(&*log.tail("sünny.".len()), "sünny.");
+        assert_eq!(&*log.tail("nny.".len() + 1), "", "in the middle of a letter");
+        assert!(log.says("Let me see. It is sünny."));
+        let told = format!("{:?}", log.since(0, usize::MAX).0);
+        assert_eq!(told, r#"[Text("Let me "), Text("see. "), Text("It is sünny.")]"#);
     }
 
     #[test]
