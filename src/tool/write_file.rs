@@ -317,7 +317,7 @@ mod tests {
             let started = Instant::now();
             let _ = write("a.pdf", &text).await;
             let took = started.elapsed();
-            assert!(took < Duration::from_secs(15), "{what} took {took:?}"); // without optimisation
+            assert!(took < Duration::from_secs(60), "{what} took {took:?}"); // without optimisation, on a busy machine
         }
     }
 }

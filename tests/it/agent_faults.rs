@@ -278,7 +278,7 @@ async fn check(row: Row, door: &str) {
     let tools = Upstream::always(tool).await;
     let port = tools.addr().port();
     let recipe = Gateway::with(&model)
-        .fast()
+        .patient()
         .toml("[providers.openai]\nmax_retries = 0\n[agents.assistant]\ntools = [\"weather\"]");
     let recipe = recipe.toml(settings).toml(&format!(
         r#"

@@ -325,7 +325,7 @@ async fn a_run_makes_no_more_and_no_larger_files_than_it_may() {
 async fn a_file_of_a_run_that_is_not_stored_has_its_time() {
     let upstream = writer("a.txt", "hello").await;
     let gateway = with_files(&upstream)
-        .toml("[runs]\ndeadline = \"1s\"\nreplay_window = \"500ms\"")
+        .toml("[runs]\ndeadline = \"4s\"\nreplay_window = \"500ms\"")
         .start()
         .await;
     let made = files(&gateway, json!({"message": "Hi", "store": false})).await;

@@ -92,7 +92,7 @@ async fn a_page_streams_with_a_ticket_through_lost_connections() {
     };
     let pieces: Vec<String> = (0..20).map(|n| format!("{n} ")).collect();
     let script = pieces.iter().fold(Script::sse().role(), |script, piece| {
-        script.say(piece).sleep(Duration::from_millis(100))
+        script.say(piece).sleep(Duration::from_millis(300))
     });
     let upstream = Upstream::always(script.complete()).await;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"canary-key");

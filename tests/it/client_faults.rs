@@ -309,14 +309,15 @@ mod taking_nothing {
     async fn who_takes_a_little_at_a_time_is_not_cut() {
         let slow = async |path: &str| {
             let upstream = playing(large().complete()).await;
-            let gateway = gateway(&upstream).await;
+            let recipe = recipe(&upstream).toml("[server]\nwrite_timeout = \"3s\"");
+            let gateway = recipe.start().await;
             let mut connection = Connection::open_afar(&gateway).await;
             connection.send_raw(wire(path, &hi())).await;
             let mut answer = connection.answer(path).await;
             let began = Instant::now();
             let mut taken = 0;
             // Some of it every now and then, together for much longer than a write may wait; then the rest.
-            while began.elapsed() < STALL * 3 {
+            while began.elapsed() < STALL * 9 {
                 let until = taken + (32 << 10);
                 while taken < until {
                     taken += answer
@@ -325,7 +326,7 @@ mod taking_nothing {
                         .unwrap_or_else(|| panic!("{path} is over after {taken}"))
                         .len();
                 }
-                tokio::time::sleep(STALL / 2).await;
+                tokio::time::sleep(STALL).await;
             }
             let rest = answer.body().await;
             assert_eq!(rest.ending, Ending::Complete, "{path}");

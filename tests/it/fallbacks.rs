@@ -9,7 +9,9 @@ use crate::house::*;
 
 /// A gateway whose agent asks `first`, then `second`.
 async fn with_fallback(first: &impl Place, second: &impl Place) -> Gateway {
-    let recipe = Gateway::with(first).fast().toml("[providers.openai]\nmax_retries = 0");
+    let recipe = Gateway::with(first)
+        .patient()
+        .toml("[providers.openai]\nmax_retries = 0");
     let second = second.addr();
     let recipe = recipe.toml(&format!(
         r#"
@@ -89,7 +91,7 @@ async fn who_names_a_model_gets_that_model_or_an_error() {
 async fn a_provider_that_fails_ten_times_is_left_alone() {
     let upstream = Upstream::refusing_status(503, &[], "{}").await;
     let gateway = Gateway::with(&upstream)
-        .fast()
+        .patient()
         .toml("[providers.openai]\nmax_retries = 0")
         .toml(meters::WATCHED)
         .start()
@@ -115,7 +117,7 @@ async fn every_model_call_is_accounted_for_however_it_ended() {
         Script::sse().role().say("Hello world").wait(&gate).complete(),
     ];
     let upstream = Upstream::start(scripts).await;
-    let gateway = Gateway::with(&upstream).fast().start().await;
+    let gateway = Gateway::with(&upstream).patient().start().await;
     post(&gateway, "/chat", json!({"message": "Hi"})).await.json().await;
     assert_eq!(
         post(&gateway, "/chat", json!({"message": "Hi"})).await.problem().await,
@@ -133,6 +135,7 @@ async fn every_model_call_is_accounted_for_however_it_ended() {
         .await
         .expect(200)
         .await;
+    assert_eq!(stream.transcript().await.codes(), ["cancelled"]); // which is said when it is written down
 
     let file = gateway.folder().join("sluicegate.db");
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).read_only(true);

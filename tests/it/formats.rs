@@ -21,7 +21,7 @@ async fn answering(pieces: &[&str]) -> (Upstream, Gateway) {
 
 async fn in_front_of(script: Script) -> (Upstream, Gateway) {
     let upstream = Upstream::always(script).await;
-    let gateway = Gateway::with(&upstream).fast().start().await;
+    let gateway = Gateway::with(&upstream).patient().start().await;
     (upstream, gateway)
 }
 
@@ -624,7 +624,7 @@ async fn without_store_nothing_is_kept_but_the_run() {
 #[tokio::test]
 async fn the_model_gets_its_prompt_the_facts_and_the_history_in_order() {
     let upstream = Upstream::answering(|request| openai::answer(&[&format!("Answer {}.", request.number)])).await;
-    let recipe = Gateway::with(&upstream).fast();
+    let recipe = Gateway::with(&upstream).patient();
     let gateway = recipe
         .toml("[agents.assistant]\nsystem_prompt = \"Be brief.\"")
         .start()
@@ -746,7 +746,7 @@ async fn a_tool_that_is_not_there_is_told_to_the_model_and_the_run_goes_on() {
     let calls = [("call_a", "weather", r#"{"city":"Ulm"}"#), ("call_b", "clock", "")];
     let asks = calling_after(Script::sse().role().say("Let me look. "), &calls);
     let upstream = Upstream::start([asks, openai::answer(&["I ", "cannot."]), openai::answer(&["Yes."])]).await;
-    let gateway = Gateway::with(&upstream).fast().start().await;
+    let gateway = Gateway::with(&upstream).patient().start().await;
     let transcript = events(&gateway, json!({"message": "Hi", "session_id": "s"})).await;
     let kinds = [
         "start",
@@ -846,7 +846,7 @@ async fn a_model_that_only_wants_tools_has_its_rounds_and_then_one_without() {
                 .end()
         })
         .await;
-        let gateway = Gateway::with(&upstream).fast().toml(toml).start().await;
+        let gateway = Gateway::with(&upstream).patient().toml(toml).start().await;
         let transcript = events(&gateway, json!({"message": "Hi", "session_id": "s"})).await;
         let response = transcript.done()["response"].clone();
         assert_eq!(upstream.calls(), limit + 1, "{limit} rounds of tools, and a last call");
@@ -884,7 +884,7 @@ async fn after_its_last_round_of_tools_a_model_may_still_answer() {
         .map(|_| calling(&[("a", "nope", "{}")]))
         .chain([openai::answer(&["Then not."])]);
     let upstream = Upstream::start(scripts).await;
-    let gateway = Gateway::with(&upstream).fast().start().await;
+    let gateway = Gateway::with(&upstream).patient().start().await;
     let answer = json_answer(&gateway, json!({"message": "Hi"})).await;
     assert_eq!(
         (&answer["content"], &answer["finish_reason"]),
@@ -905,7 +905,7 @@ async fn arguments_that_are_no_object_call_nothing_and_give_only_a_result() {
         ("d", "nope", "{\"x\":1}{}"),
     ];
     let upstream = Upstream::start([calling(&calls), openai::answer(&["Sorry."])]).await;
-    let gateway = Gateway::with(&upstream).fast().start().await;
+    let gateway = Gateway::with(&upstream).patient().start().await;
     let transcript = events(&gateway, json!({"message": "Hi", "session_id": "s"})).await;
     let named = |kind: &str, part: &str| -> Vec<String> {
         let events = transcript.events.iter().filter(|event| event.event == kind);
@@ -943,7 +943,7 @@ async fn calls_beyond_what_a_round_may_have_and_calls_of_one_name_are_all_answer
     let ids: Vec<String> = (0..20).map(|number| format!("call-{}", number / 2)).collect();
     let calls: Vec<_> = ids.iter().map(|id| (id.as_str(), "nope", "{}")).collect();
     let upstream = Upstream::start([calling(&calls), openai::answer(&["Sorry."])]).await;
-    let gateway = Gateway::with(&upstream).fast().start().await;
+    let gateway = Gateway::with(&upstream).patient().start().await;
     let transcript = events(&gateway, json!({"message": "Hi"})).await;
     let count = |kind: &str| transcript.kinds().iter().filter(|known| **known == kind).count();
     assert_eq!((count("tool_call"), count("tool_result")), (20, 20));

@@ -270,6 +270,7 @@ fn sha256(text: &str) -> String {
 
 #[tokio::test]
 async fn a_token_that_anything_is_wrong_with_is_no_token() {
+    let began = std::time::Instant::now();
     let (ed, p256) = (Pair::ed(), Pair::p256());
     let rsa = Pair::rsa(&RSA_PKCS1_SHA256);
     let secret = json!({"kty": "oct", "kid": "oct", "alg": "HS256", "k": URL_SAFE_NO_PAD.encode("secret")});
@@ -419,7 +420,8 @@ async fn a_token_that_anything_is_wrong_with_is_no_token() {
     }
     assert_eq!(upstream.calls(), calls);
     assert_eq!(elsewhere.asked(), 0, "what a token says of keys is not listened to");
-    assert!(issuer.asked() <= 3, "asked {} times", issuer.asked());
+    let most = 3 + began.elapsed().as_secs() / 5; // once in five seconds, whatever names it is asked for
+    assert!(issuer.asked() as u64 <= most, "asked {} times", issuer.asked());
     ask(&good).to(&gateway).await.expect(200).await;
     // A good token with strange company is a good token: the company is not looked at.
     let header = json!({"alg": "EdDSA", "kid": "ed", "jwk": own.jwk("ed"), "jku": place, "x5u": place});
@@ -473,6 +475,7 @@ async fn a_token_may_do_what_the_settings_say() {
 
 #[tokio::test]
 async fn an_issuer_changes_its_keys_and_nobody_waits_for_it() {
+    let began = std::time::Instant::now();
     let (old, new) = (Pair::ed(), Pair::p256());
     let issuer = Issuer::start(&[old.jwk("old")]).await;
     let (_upstream, gateway) = house(&issuer.toml()).await;
@@ -492,7 +495,8 @@ async fn an_issuer_changes_its_keys_and_nobody_waits_for_it() {
         let forged = token(&old, "EdDSA", &format!("forged-{n}"), &claims(json!({})));
         ask(&forged).to(&gateway).await.expect(401).await;
     }
-    assert!(issuer.asked() <= 4, "asked {} times", issuer.asked());
+    let most = 4 + began.elapsed().as_secs() / 5;
+    assert!(issuer.asked() as u64 <= most, "asked {} times", issuer.asked());
 }
 
 #[tokio::test]
@@ -540,7 +544,7 @@ async fn a_stream_outlives_the_token_that_began_it() {
     let upstream = Upstream::always(script).await;
     let gateway = Gateway::with(&upstream).toml(&issuer.toml()).start().await;
     // It has expired already, but not for longer than clocks may differ.
-    let short = token(&pair, "EdDSA", "k", &claims(json!({"exp": now() - 28})));
+    let short = token(&pair, "EdDSA", "k", &claims(json!({"exp": now() - 25})));
     let call = bearer(Call::post("/chat/sse").json(&json!({"message": "Hi"})), &short);
     let mut stream = call.to(&gateway).await.expect(200).await;
     stream.next_event_named("token").await;
@@ -562,7 +566,7 @@ async fn a_ticket_ends_with_the_token_that_it_was_made_with_and_its_run_does_not
     let pair = Pair::ed();
     let issuer = Issuer::start(&[pair.jwk("k")]).await;
     let (upstream, gateway) = house(&issuer.toml()).await;
-    let end = now() + 3;
+    let end = now() + 6;
     let short = token(&pair, "EdDSA", "k", &claims(json!({"exp": end})));
     let ticket = async || {
         let issued = bearer(Call::post("/tickets"), &short)
@@ -572,7 +576,7 @@ async fn a_ticket_ends_with_the_token_that_it_was_made_with_and_its_run_does_not
             .await
             .json()
             .await;
-        assert!(issued["expires_in"].as_u64().unwrap() <= 3, "{issued}");
+        assert!(issued["expires_in"].as_u64().unwrap() <= 6, "{issued}");
         issued["ticket"].as_str().unwrap().to_owned()
     };
     let (used, unused) = (ticket().await, ticket().await);

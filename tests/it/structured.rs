@@ -453,7 +453,7 @@ mod repairing {
         let asked = Instant::now();
         let cancel = Call::post(&format!("/runs/{}/cancel", token.run_id)).to(&gateway).await;
         cancel.expect(200).await;
-        assert!((model.closed().await - asked).as_millis() < 250);
+        assert!((model.closed().await - asked).as_secs() < 5, "not by the cancel");
         let transcript = reply.transcript().await;
         assert_eq!(
             (transcript.codes(), transcript.text().as_str()),

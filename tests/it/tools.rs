@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use super::house::gateway::Recipe;
 use super::house::*;
 
-/// What is promised from a cancel, or a client's leaving, to the close of a tool's connection.
-const PROMPT: Duration = Duration::from_millis(250);
+/// By when a cancel, or a client's leaving, must have closed a tool's connection. It does at once; nothing else would for much
+/// longer than this.
+const SOON: Duration = Duration::from_secs(5);
 
 /// With the tool `weather {city}`, which asks `tools` for `/weather/{city}`.
 fn with_weather(recipe: Recipe, tools: &Upstream) -> Recipe {

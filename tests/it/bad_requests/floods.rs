@@ -1,9 +1,11 @@
 //! What only HTTP/2 can say wrong: frames by the ten thousand, and heads that are none.
+use std::cell::Cell;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::house::{Task, within};
+use crate::house::{PATIENCE, Task, within};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -52,6 +54,11 @@ fn kinds(mut bytes: &[u8]) -> Vec<(u8, u32)> {
         bytes = bytes.get(9 + length..).unwrap_or_default();
     }
     kinds
+}
+
+/// Whether they say that the connection ends.
+fn goes_away(bytes: &[u8]) -> bool {
+    kinds(bytes).iter().any(|(kind, _)| *kind == GOAWAY)
 }
 
 /// Frames by the thousand, after the opening of a connection.
@@ -155,8 +162,17 @@ async fn send_flood(place: SocketAddr, flood: &Flood, client: Client) -> (TcpStr
     let sent = [opening(), flood.frames.clone()].concat();
     let (mut from, mut to) = stream.split();
     let mut bytes = Vec::new();
+    // Who must end it does so when it has worked through what was sent.
+    let patience = match flood.ends {
+        Ends::Must => PATIENCE,
+        Ends::May => Duration::from_secs(2),
+    };
     // A peer that reads no more, because it has closed or because nobody takes its answers, is as good as one who says so.
-    let write = async { drop(tokio::time::timeout(Duration::from_secs(3), to.write_all(&sent)).await) };
+    let (written, gone) = (Cell::new(false), Cell::new(false));
+    let write = async {
+        drop(tokio::time::timeout(Duration::from_secs(3), to.write_all(&sent)).await);
+        written.set(true);
+    };
     let ended = match client {
         Client::IsDeaf => {
             write.await;
@@ -167,13 +183,16 @@ async fn send_flood(place: SocketAddr, flood: &Flood, client: Client) -> (TcpStr
                 loop {
                     match from.read_buf(&mut bytes).await {
                         Ok(0) | Err(_) => return,
-                        Ok(_) => {}
+                        Ok(_) => gone.set(flood.ends == Ends::Must && goes_away(&bytes)),
+                    }
+                    if written.get() && gone.get() {
+                        return;
                     }
                 }
             };
             tokio::pin!(read);
             tokio::select! {
-                () = write => tokio::time::timeout(Duration::from_secs(2), read).await.is_ok(),
+                () = write => gone.get() || tokio::time::timeout(patience, read).await.is_ok(),
                 () = &mut read => true,
             }
         }
@@ -205,7 +224,7 @@ async fn floods_of_http2_frames_cost_their_connection_and_nothing_else() {
             let (served, ask) = tokio::sync::oneshot::channel();
             let somebody_else = Task::spawn(async move {
                 for _ in 0..5 {
-                    drop(get(&place, "/readyz").await.expect(200).await);
+                    drop(get(&place, "/healthz").await.expect(200).await);
                 }
                 let _ = served.send(()); // the story waits for it
             });
@@ -215,7 +234,7 @@ async fn floods_of_http2_frames_cost_their_connection_and_nothing_else() {
                 .unwrap();
             drop(somebody_else);
             let after = memory(&program);
-            let told = kinds(&bytes).iter().any(|(kind, _)| *kind == GOAWAY);
+            let told = goes_away(&bytes);
             println!(
                 "{} ({client:?}): {before:.1} -> {after:.1} MiB, GOAWAY {told}, ended {ended}",
                 flood.what

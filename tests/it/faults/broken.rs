@@ -27,7 +27,7 @@ pub(super) fn rows() -> Vec<Row> {
             [Script::sse().hang()],
             refused(504, "upstream_timeout"),
         ).kind("first_token")
-        .not_before(950)
+        .not_before(1_950)
         .toml(SILENT)
         .heartbeats(2),
         Row::new(
@@ -35,7 +35,7 @@ pub(super) fn rows() -> Vec<Row> {
             [Script::sse().role().hang()],
             refused(504, "upstream_timeout"),
         ).kind("first_token")
-        .not_before(950)
+        .not_before(1_950)
         .toml(SILENT)
         .heartbeats(2),
         Row::new(
@@ -43,7 +43,7 @@ pub(super) fn rows() -> Vec<Row> {
             [saying(&twenty).hang()],
             broken(&twenty, 504, "upstream_timeout"),
         ).kind("gap")
-        .not_before(950)
+        .not_before(1_950)
         .tokens(20)
         .toml(SILENT)
         .heartbeats(2),
@@ -123,7 +123,7 @@ pub(super) fn rows() -> Vec<Row> {
         ).kind("no_progress")
         .toml(SILENT)
         .heartbeats(2)
-        .within(6_000),
+        .within(9_900),
         Row::new(
             "F44 pings after words",
             [saying(&ten).repeat(": ping\n\n", Duration::from_millis(20), 500)],
@@ -131,7 +131,7 @@ pub(super) fn rows() -> Vec<Row> {
         ).kind("no_progress")
         .toml(SILENT)
         .heartbeats(2)
-        .within(6_000),
+        .within(9_900),
         Row::new(
             "F45 a word now and then, for longer than a run may take",
             [Script::sse().repeat(openai::text("drip "), Duration::from_millis(50), 200)],
@@ -146,7 +146,7 @@ pub(super) fn rows() -> Vec<Row> {
             refused(504, "upstream_timeout"),
         ).kind("no_progress")
         .toml(SILENT)
-        .within(6_000),
+        .within(9_900),
         Row::new(
             "F46 words without end",
             [Script::sse().repeat(openai::text(&big), Duration::ZERO, 60_000)],

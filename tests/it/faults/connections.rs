@@ -55,7 +55,7 @@ pub(super) fn rows() -> Vec<Row> {
             [Script::raw().hang()],
             refused(504, "upstream_timeout"),
         ).kind("first_byte")
-        .not_before(950)
+        .not_before(1_950)
         .toml(SILENT)
         .heartbeats(2),
         Row::new(

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use self::row::Row;
 use self::story::{Format, check, story, upstream};
+use crate::house::gateway::PATIENT;
 use crate::house::{Dialect, Gateway, Upstream, openai};
 
 /// The provider's key: in no answer, whatever the provider echoes.
@@ -35,18 +36,17 @@ const WORDS: &str = "canary-words-of-the-upstream";
 const CREDENTIAL: &str = "ck-canary-Wq71mZ4e";
 /// What nobody is told.
 const SECRETS: [&str; 3] = [KEY, WORDS, CREDENTIAL];
-/// Where nothing is about time, there is enough of it for a machine that has other things to do.
-const PATIENT: &str = r#"
+/// Where silence is the story: it takes two seconds, and is filled.
+const SILENT: &str = r#"
+[server]
+heartbeat = "100ms"
 [runs]
 deadline = "20s"
 [providers.openai]
-connect_timeout = "4s"
-first_byte_timeout = "10s"
-first_token_timeout = "10s"
-gap_timeout = "10s"
+first_byte_timeout = "2s"
+first_token_timeout = "2s"
+gap_timeout = "2s"
 "#;
-/// Where silence is the story: it takes a second, and is filled.
-const SILENT: &str = "[server]\nheartbeat = \"100ms\"";
 /// How many stories are under way at a time.
 const AT_A_TIME: usize = 6;
 
@@ -136,7 +136,7 @@ fn no_log_says_a_key_or_what_an_upstream_said() {
     run(async {
         let (upstream, lines) = upstream(Dialect::OpenAi).await;
         let toml = format!("[providers.openai]\napi_key = \"{KEY}\"\n[log]\nfilter = \"debug\"");
-        let recipe = Gateway::with(&upstream).fast().toml(PATIENT).toml(&toml);
+        let recipe = Gateway::with(&upstream).patient().toml(&toml);
         let mut process = recipe.spawn().await;
         for row in &rows {
             eprintln!("{}", row.name);

@@ -71,7 +71,7 @@ pub(super) fn rows(elsewhere: &str) -> Vec<Row> {
         ).kind("rate_limited")
         .toml("[runs]\ndeadline = \"5s\"")
         .retry_after(9)
-        .within(2_000),
+        .within(4_500),
         Row::new(
             "F20 a 429 until a date",
             [limited(&dated)],

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use super::KEY;
 use super::row::{Row, Who, answered, refused};
 use super::run;
 use super::story::{FORMATS, story, upstream};
-use super::{KEY, PATIENT};
 use crate::house::tls::{Authority, Door, Shows};
 use crate::house::{Dialect, Gateway, Place, openai};
 
@@ -92,7 +92,7 @@ fn a_provider_that_cannot_show_who_it_is_is_not_asked() {
         }
         let trusted = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(trusted.path(), authority.pem()).expect("a writable file");
-        let recipe = Gateway::with(&upstream).fast().toml(PATIENT).toml(&toml);
+        let recipe = Gateway::with(&upstream).patient().toml(&toml);
         let env = [("SSL_CERT_FILE", trusted.path().to_str().expect("a plain path"))];
         let mut process = recipe.spawn_in(&env).await;
 

@@ -30,6 +30,17 @@ gap_timeout = "1s"
 max_retries = 2
 "#;
 
+/// The same where nothing is about time: there is enough of it for a machine that has other things to do.
+pub(crate) const PATIENT: &str = r#"
+[runs]
+deadline = "20s"
+[providers.openai]
+connect_timeout = "4s"
+first_byte_timeout = "10s"
+first_token_timeout = "10s"
+gap_timeout = "10s"
+"#;
+
 /// A gateway in the making: its configuration, table by table.
 #[derive(Debug)]
 pub(crate) struct Recipe {
@@ -81,6 +92,11 @@ impl Recipe {
     /// With [`FAST`].
     pub(crate) fn fast(self) -> Self {
         self.toml(FAST)
+    }
+
+    /// With [`FAST`], as far as nothing is about time: see [`PATIENT`].
+    pub(crate) fn patient(self) -> Self {
+        self.toml(FAST).toml(PATIENT)
     }
 
     /// The whole configuration, as TOML.

@@ -23,12 +23,13 @@ use serde_json::Value;
 use sqlx::Row as _;
 
 use super::meters::Wrong;
-use super::{Gateway, Meters, Place, Process, Reader, Upstream, eventually, get, log, within};
+use super::{Gateway, Meters, Place, Process, Reader, Upstream, eventually, get, log, soon, within};
 
-/// How soon an upstream must be let go of once its run has ended.
-const LET_GO: Duration = Duration::from_secs(1);
-/// How soon all that a run held must be free.
-const SETTLED: Duration = Duration::from_secs(5);
+/// How soon an upstream must be let go of once its run has ended. (At once; the machine may be busy, and what is not let go
+/// of hangs for much longer.)
+const LET_GO: Duration = Duration::from_secs(5);
+/// How soon all that a run held must be free. A connection that is only left open is closed by its gateway after ten seconds.
+const SETTLED: Duration = Duration::from_secs(8);
 
 /// How a run ended, as all who know of it must say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,7 +271,7 @@ impl<'a, G: Watched> Oracle<'a, G> {
         let file = self.gateway.folder().join(self.database());
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).read_only(true);
         let sql = "SELECT input_tokens, output_tokens, estimated FROM model_calls WHERE run_id = ?";
-        let entries = within(Duration::from_secs(5), "the books", async {
+        let entries = soon("the books", async {
             let mut db = <sqlx::SqliteConnection as sqlx::Connection>::connect_with(&options)
                 .await
                 .expect("the gateway's database");
@@ -358,7 +359,7 @@ mod tests {
 
     async fn at_work() -> (Upstream, Gateway) {
         let upstream = Upstream::always(openai::answer(&["Well."]).cut()).await;
-        let gateway = Gateway::with(&upstream).fast().start().await;
+        let gateway = Gateway::with(&upstream).patient().start().await;
         turn(&gateway).await;
         (upstream, gateway)
     }
@@ -382,7 +383,7 @@ mod tests {
     /// A turn that went well, and what is to be counted of it.
     async fn counted(status: &str, wrong: &Wrong) {
         let upstream = Upstream::always(openai::answer(&["Well."]).cut()).await;
-        let recipe = Gateway::with(&upstream).fast();
+        let recipe = Gateway::with(&upstream).patient();
         let gateway = recipe.toml(super::super::meters::WATCHED).start().await;
         turn(&gateway).await;
         let mut oracle = Oracle::at_rest(&gateway, &upstream, &[SECRET]).await;

@@ -423,7 +423,7 @@ mod script_and_client {
         let first = upstream.closed().await;
         broken.reset();
         let second = upstream.closed().await;
-        assert!(now < first && first < second && second - now < Duration::from_millis(500));
+        assert!(now < first && first < second);
         assert_eq!(upstream.open(), 0);
         let patient = get(&upstream, "/").await;
         gate.open();
