@@ -43,8 +43,8 @@ const LINGER: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long readers at another gateway are believed to be there.
 const ATTENDED: Duration = Duration::from_secs(5);
-/// How long a run that nobody reads here waits to hear whether it is read elsewhere.
-const ASK: Duration = Duration::from_millis(100);
+/// How long a run that nobody reads here waits to hear whether it is read elsewhere, at first and once more.
+const ASK: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
 /// How long the end of a run may take to be heard after its row said so.
 const LAG: Duration = Duration::from_secs(2);
 
@@ -122,10 +122,17 @@ impl Fleet {
         self.relay.stop(run).await
     }
 
-    /// Whether a run of ours has readers elsewhere. Nobody knows, if the relay is away: then it counts as none.
+    /// Whether a run of ours has readers elsewhere. An answer that is late is not a no; but nobody knows, if the relay is
+    /// away: then it counts as none.
     pub(super) async fn attended(&self, run: RunId) -> bool {
-        let asked = tokio::time::timeout(ASK, self.relay.attended(run)).await;
-        asked.is_ok_and(|answer| answer.unwrap_or(false))
+        for patience in ASK {
+            match tokio::time::timeout(patience, self.relay.attended(run)).await {
+                Ok(Ok(attended)) => return attended,
+                _ if self.is_up() => {}
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// A run of another gateway, as far as the relay has it.

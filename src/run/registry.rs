@@ -1,7 +1,7 @@
 //! Who runs: runs by id, the session that each holds, the keys that started them, and the logs that can still be read.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -53,6 +53,8 @@ struct Books {
     keys: HashMap<(Principal, String), RunId>,
     /// Runs that have ended, oldest first.
     finished: VecDeque<(Instant, RunId)>,
+    /// Runs that have not, of sessions that are gone: nobody is told of them any more.
+    erased: HashSet<RunId>,
 }
 
 /// The runs of one session.
@@ -215,14 +217,19 @@ impl Registry {
 
     /// The run's last event is told: its log can be read for the replay window.
     pub fn finished(&self, run: &Run) {
-        self.books().finished.push_back((Instant::now(), run.id));
+        let mut books = self.books();
+        match books.erased.contains(&run.id) {
+            true => books.forget(run.id),
+            false => books.finished.push_back((Instant::now(), run.id)),
+        }
+        drop(books);
         self.ended.notify_one();
     }
 
     /// The run never began.
     pub fn withdraw(&self, run: &Run) {
         self.release(run, false);
-        self.books().runs.remove(&run.id);
+        self.books().forget(run.id);
         self.settled();
     }
 
@@ -245,11 +252,9 @@ impl Registry {
 
     /// A run of this principal's whose log is held.
     pub fn get(&self, principal: &Principal, id: RunId) -> Option<Arc<Run>> {
-        self.books()
-            .runs
-            .get(&id)
-            .filter(|run| run.principal == *principal)
-            .cloned()
+        let books = self.books();
+        let run = books.runs.get(&id).filter(|run| run.principal == *principal);
+        run.filter(|run| !books.erased.contains(&run.id)).cloned()
     }
 
     /// A run whose log is held, whosever it is.
@@ -277,19 +282,15 @@ impl Registry {
         runs.filter(|run| !run.log.ended()).cloned().collect()
     }
 
-    /// Forgets the ended runs of a session.
+    /// Forgets the runs of a session; one that has not ended yet, when it has.
     pub fn erase(&self, principal: &Principal, session: &SessionId) {
         let mut books = self.books();
         let theirs = |run: &&Arc<Run>| run.principal == *principal && run.session_id.as_ref() == Some(session);
-        let gone: Vec<RunId> = books
-            .runs
-            .values()
-            .filter(theirs)
-            .filter(|run| run.log.ended())
-            .map(|run| run.id)
-            .collect();
-        books.finished.retain(|(_, id)| !gone.contains(id));
-        gone.into_iter().for_each(|id| books.forget(id));
+        let all = books.runs.values().filter(theirs);
+        let (gone, going): (Vec<_>, Vec<_>) = all.cloned().partition(|run| run.log.ended());
+        books.erased.extend(going.iter().map(|run| run.id));
+        books.finished.retain(|(_, id)| gone.iter().all(|run| run.id != *id));
+        gone.iter().for_each(|run| books.forget(run.id));
     }
 
     /// How many runs are under way, and how many ended ones are kept.
@@ -405,6 +406,7 @@ impl Books {
     }
 
     fn forget(&mut self, id: RunId) {
+        self.erased.remove(&id);
         if let Some(run) = self.runs.remove(&id)
             && let Some((key, _)) = &run.idempotency
         {
@@ -444,4 +446,36 @@ pub(super) fn too_many_runs() -> Error {
 
 fn overloaded() -> Error {
     Error::new(ErrorCode::Overloaded, "This gateway has as much to do as it can.").retry_after(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        chat::Event,
+        run::shelf::tests::{beside, run},
+        store::memory::Memory,
+    };
+
+    #[tokio::test]
+    async fn a_run_of_a_session_that_is_gone_is_known_to_nobody_and_forgotten_at_its_end() {
+        let runs = beside(Arc::new(Memory::default()), None);
+        let (run, other) = (run(&runs, Some("s")).await, run(&runs, Some("t")).await);
+        for run in [&run, &other] {
+            let admitted = runs.registry.admit(run, OnBusy::Reject, &runs.limits, 0);
+            assert!(matches!(admitted, Ok(Admission::Admitted)));
+        }
+        let get = |run: &Run| runs.registry.get(&run.principal, run.id).is_some();
+        runs.registry.erase(&run.principal, run.session_id.as_ref().unwrap());
+        assert_eq!((get(&run), get(&other)), (false, true));
+        assert!(runs.registry.any(run.id).is_some(), "it can still be stopped");
+        for run in [&run, &other] {
+            runs.say(run, [Event::Failed(overloaded())]);
+            runs.registry.release(run, false);
+            runs.registry.finished(run);
+        }
+        assert!(runs.registry.any(run.id).is_none(), "its log is held for nobody");
+        assert_eq!((get(&run), get(&other)), (false, true));
+        assert_eq!(runs.registry.count(), (0, 1));
+    }
 }
