@@ -34,8 +34,8 @@ impl std::ops::Deref for Fleet {
     }
 }
 
-/// A lease that a story can wait for.
-const LEASE: &str = "lease=1s";
+/// A lease that a story can wait for, and that outlasts a moment in which the machine does something else.
+const LEASE: &str = "lease=3s";
 
 impl Fleet {
     /// So many gateways, on the Redis that is there for all.
@@ -82,6 +82,14 @@ async fn who_finishes_or_hangs(gate: &Gate) -> Upstream {
 
 fn events(run: &str) -> Call {
     Call::get(&format!("/runs/{run}/events"))
+}
+
+/// The answer to a call that follows a run. What is not known yet where it is asked, or not to be heard, may be a moment later.
+async fn followed(call: Call, place: &impl Place) -> Response {
+    let answer = eventually("a run to be followed", async || {
+        Some(call.clone().to(place).await).filter(|answer| answer.status != 503)
+    });
+    answer.await.expect(200).await
 }
 
 fn after(run: &str, seq: u64) -> Call {

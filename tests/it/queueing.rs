@@ -217,10 +217,10 @@ async fn who_does_not_want_to_wait_leaves_the_line() {
 async fn the_deadline_goes_on_while_a_run_waits() {
     let gate = Gate::new("never");
     let upstream = upstream(&gate).await;
-    let gateway = Gateway::with(&upstream).toml("[runs]\ndeadline = \"1s\"").start().await;
+    let gateway = Gateway::with(&upstream).toml("[runs]\ndeadline = \"4s\"").start().await;
     let first = hold(&gateway).await;
     let waits = ask(&gateway, "waits", "queue").await;
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     // It goes before the one that waits, and has the session for longer than that one may take.
     let mut second = ask(&gateway, "hold too", "interrupt").await;
     assert_eq!(first.transcript().await.codes(), ["cancelled"]);
@@ -318,8 +318,8 @@ async fn of_interrupts_the_last_one_stays() {
         // Whoever had begun left a turn; whoever had not, nothing; the last one saw all of it.
         let kept = kept(&gateway).await;
         assert_eq!(kept.len() % 2, 0);
-        let last = upstream.requests().pop().expect("a call");
-        assert_eq!(contents(&last).len(), kept.len() - 1);
+        let saw = upstream.requests().iter().map(|call| contents(call).len()).max();
+        assert_eq!(saw, Some(kept.len() - 1));
     }
 }
 
@@ -398,7 +398,7 @@ async fn a_key_means_the_run_that_waits() {
     let gate = Gate::new("the first one's end");
     let upstream = upstream(&gate).await;
     let gateway = Gateway::with(&upstream)
-        .toml("[sessions]\nqueue_patience = \"1s\"")
+        .toml("[sessions]\nqueue_patience = \"3s\"")
         .start()
         .await;
     let first = hold(&gateway).await;

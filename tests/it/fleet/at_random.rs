@@ -239,7 +239,8 @@ async fn nothing_is_lost_or_said_twice_whoever_dies() {
                 );
                 assert_eq!(kept, 2, "{seen:?}");
             }
-            Some("interrupted" | "shutting_down") => {
+            // Of one that was taken for dead, and lives, the turn is not taken.
+            Some("interrupted" | "shutting_down" | "session_busy") => {
                 assert!(whole.starts_with(&seen.text), "SLUICEGATE_TEST_SEED={seed}: {seen:?}");
                 assert_eq!(kept, 0, "{seen:?}");
             }

@@ -17,7 +17,7 @@ async fn with_the_settings_that_are_shipped_a_death_is_noticed_by_nobody_but_its
     let readers = async |run: &str| {
         let mut readers = Vec::new();
         for _ in 0..4 {
-            let mut reader = events(run).to(&nginx).await.expect(200).await;
+            let mut reader = followed(events(run), &nginx).await;
             while reader.next_event().await.seq < 2 {}
             readers.push(reader);
         }

@@ -59,7 +59,7 @@ async fn every_gateway_gives_the_bytes_that_the_runs_own_gives() {
         .expect("how soon to come back");
     assert!(own.bytes.ends_with(rest), "the rest of the same bytes");
     // Afterwards, from everywhere.
-    let whole = events(&run).to(b).await.expect(200).await.transcript().await;
+    let whole = followed(events(&run), b).await.transcript().await;
     assert_eq!(
         whole.done()["response"]["content"],
         [&BEFORE[..], &AFTER].concat().concat()
@@ -189,13 +189,10 @@ async fn an_event_that_has_not_been_is_waited_for_and_then_refused() {
     assert_eq!(ahead.header("retry-after"), "1");
     assert_eq!(ahead.expect(503).await.problem().await, "store_unavailable");
     // One that comes while it is waited for is as good as any.
-    let (told, ()) = tokio::join!(
-        async { after(&run, 3).to(b).await.expect(200).await.transcript().await },
-        async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            gate.open();
-        }
-    );
+    let (told, ()) = tokio::join!(async { followed(after(&run, 3), b).await.transcript().await }, async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        gate.open();
+    });
     assert_eq!(told.kinds(), ["done"]);
     own.transcript().await.done();
     assert_eq!(

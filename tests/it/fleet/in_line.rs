@@ -117,7 +117,7 @@ async fn an_interrupt_stops_what_runs_elsewhere_and_nobody_who_waits() {
         assert_eq!(first.transcript().await.codes(), ["cancelled"], "round {round}");
         stop.next_event_named("token").await;
         assert!(
-            began.elapsed() < Duration::from_secs(2),
+            began.elapsed() < Duration::from_secs(5),
             "round {round}: {:?}",
             began.elapsed()
         );

@@ -10,11 +10,12 @@ async fn a_run_is_cancelled_and_its_session_erased_from_anywhere() {
     };
     let [a, b] = &fleet[..] else { unreachable!() };
     let (own, run) = begin(a, hi("s")).await;
-    let there = events(&run).to(b).await.expect(200).await;
-    let began = Instant::now();
-    let answer = cancel(b, &run).await.expect(200).await.json().await;
-    assert_eq!(answer["status"], "cancelled");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let there = followed(events(&run), b).await;
+    cancel(b, &run).await.expect(200).await;
+    eventually("the run to be cancelled", async || {
+        (glance(b, &run).await["status"] == "cancelled").then_some(())
+    })
+    .await;
     upstream.closed().await;
     let (own, there) = (own.transcript().await, there.transcript().await);
     assert_eq!(
@@ -26,7 +27,7 @@ async fn a_run_is_cancelled_and_its_session_erased_from_anywhere() {
     assert_eq!(cancel(b, &run).await.status, 200, "twice");
     // The session goes with the run that has it.
     let (own, run) = begin(a, hi("s")).await;
-    let there = events(&run).to(b).await.expect(200).await;
+    let there = followed(events(&run), b).await;
     assert_eq!(delete(b, "/sessions/s").await.status, 204);
     upstream.closed().await;
     assert_eq!(own.transcript().await.codes(), ["cancelled"]);
@@ -54,10 +55,10 @@ async fn a_reader_elsewhere_is_a_reader() {
     let story = async |policy: &str| {
         let body = json!({"message": "Hi", "session_id": policy, "on_disconnect": policy});
         let (own, run) = begin(a, body).await;
-        let mut there = events(&run).to(b).await.expect(200).await;
+        let mut there = followed(events(&run), b).await;
         assert_eq!(there.next_event().await.event, "start");
-        // They say so a few times per second.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // They say so a few times per second; what they say holds for some seconds.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         own.reset();
         for _ in 0..30 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -74,7 +75,7 @@ async fn a_reader_elsewhere_is_a_reader() {
         })
         .await;
         assert!(
-            left.elapsed() < Duration::from_secs(8),
+            left.elapsed() < Duration::from_secs(15),
             "{policy}: {:?}",
             left.elapsed()
         );

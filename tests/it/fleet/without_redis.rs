@@ -18,6 +18,7 @@ async fn upstream(gate: &Gate) -> Upstream {
 async fn goes_on_alone(fleet: &Fleet, run: &str, upstream: &Upstream) {
     let [a, b] = &fleet[..] else { unreachable!() };
     let turns = said(b, "alone").await.len();
+    let mut took = Vec::new();
     for number in 0..5 {
         let began = Instant::now();
         let answer = post(a, "/chat/sse", hi("alone"))
@@ -27,9 +28,11 @@ async fn goes_on_alone(fleet: &Fleet, run: &str, upstream: &Upstream) {
             .transcript()
             .await;
         answer.done();
-        assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+        took.push(began.elapsed());
         assert_eq!(said(b, "alone").await.len(), turns + 2 * (number + 1));
     }
+    took.sort_unstable();
+    assert!(took[2] < Duration::from_millis(500), "most of them waited: {took:?}");
     let admin = a.admin().await;
     eventually("what waits to be told to be counted", async || {
         (Meters::of(&admin).await.get("event_log_lag_seconds") > 0.0).then_some(())
@@ -38,7 +41,7 @@ async fn goes_on_alone(fleet: &Fleet, run: &str, upstream: &Upstream) {
     let calls = upstream.calls();
     let began = Instant::now();
     let (resumed, cancelled) = tokio::join!(after(run, 1).to(b), cancel(b, run));
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     if resumed.status != 200 {
         // What was heard before is still known; whoever has read it is told that there is no more.
         let status = resumed.status;
@@ -54,7 +57,7 @@ async fn goes_on_alone(fleet: &Fleet, run: &str, upstream: &Upstream) {
     assert_eq!(cancelled.header("retry-after"), "1");
     assert_eq!(cancelled.expect(503).await.problem().await, "store_unavailable");
     // At its own gateway it is all there.
-    let mut own = after(run, 1).to(a).await.expect(200).await;
+    let mut own = followed(after(run, 1), a).await;
     assert_eq!(own.next_event().await.text, "two ");
     assert_eq!(upstream.calls(), calls);
 }
@@ -91,7 +94,7 @@ async fn gateways_go_on_alone_while_it_does_not_answer() {
     post(a, "/chat", hi("alone")).await.expect(200).await;
     let hold = |session: &str| json!({"message": "hold", "session_id": session, "on_disconnect": "continue"});
     let (own, run) = begin(a, hold("s")).await;
-    let mut there = events(&run).to(b).await.expect(200).await;
+    let mut there = followed(events(&run), b).await;
     while there.next_event().await.seq < 2 {}
     redis.pause().await;
     let (unheard, other) = begin(a, hold("t")).await;
@@ -122,7 +125,7 @@ async fn gateways_go_on_alone_while_it_is_gone_and_need_no_restart() {
     let [a, b] = &fleet[..] else { unreachable!() };
     post(a, "/chat", hi("alone")).await.expect(200).await;
     let (own, run) = begin(a, json!({"message": "hold", "session_id": "s"})).await;
-    let mut there = events(&run).to(b).await.expect(200).await;
+    let mut there = followed(events(&run), b).await;
     while there.next_event().await.seq < 2 {}
     redis.kill().await;
     goes_on_alone(&fleet, &run, &upstream).await;
@@ -151,7 +154,7 @@ async fn gateways_go_on_alone_while_it_is_gone_and_need_no_restart() {
     assert_eq!(glance(b, &run).await["response"]["content"], "one two three");
     post(b, "/chat", hi("s")).await.expect(200).await;
     assert_eq!(
-        events(&run).to(a).await.expect(200).await.transcript().await.text(),
+        followed(events(&run), a).await.transcript().await.text(),
         "one two three"
     );
 }

@@ -19,11 +19,46 @@ fn somebody() -> String {
 
 /// Two gateways that count together at this Redis, for callers with this key.
 async fn two(redis: &str, upstream: &impl Place, key: &Key) -> [Gateway; 2] {
+    let probes = Probes::new();
     let start = || {
-        let recipe = Gateway::with(upstream).toml(&key.toml);
+        let recipe = Gateway::with(upstream).toml(&key.toml).toml(&probes.toml());
         recipe.toml(&format!("[run_log]\nurl = \"{redis}\"")).start()
     };
-    [start().await, start().await]
+    let gateways = [start().await, start().await];
+    probes.count_together(&gateways[0], &gateways[1]).await;
+    gateways
+}
+
+/// Callers that may ask once a minute: where gateways count together, once at one of them.
+struct Probes(Vec<Key>);
+
+impl Probes {
+    fn new() -> Self {
+        Self(
+            (0..40)
+                .map(|_| Key::of(&somebody(), "requests_per_minute = 1"))
+                .collect(),
+        )
+    }
+
+    fn toml(&self) -> String {
+        self.0.iter().map(|key| &*key.toml).collect()
+    }
+
+    /// Waits until they do: a gateway whose Redis is slow to answer counts by itself for a while.
+    async fn count_together(&self, one: &impl Place, other: &impl Place) {
+        let mut probes = self.0.iter();
+        eventually("gateways to count together", async || {
+            let key = probes.next().expect("as many as it takes");
+            key.get(one, "/agents").await;
+            let together = key.get(other, "/agents").await.status == 429;
+            if !together {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            together.then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
@@ -94,14 +129,16 @@ async fn who_may_have_one_run_may_interrupt_it_from_another_gateway() {
     let gate = Gate::new("the end");
     let upstream = held(&gate).await;
     let web = Key::of(&somebody(), "concurrent_runs = 1");
+    let probes = Probes::new();
     let start = || {
-        let recipe = Gateway::with(&upstream).toml(&web.toml);
+        let recipe = Gateway::with(&upstream).toml(&web.toml).toml(&probes.toml());
         let recipe = recipe.toml(&format!("[run_log]\nurl = \"{redis}\""));
         recipe
             .toml(&format!("[store]\nurl = \"{}\"", database.url("lease=7s")))
             .start()
     };
     let (one, other) = (start().await, start().await);
+    probes.count_together(&one, &other).await;
     let (first, _) = web.begin(&one, json!({"message": "Hi", "session_id": "s"})).await;
     let ask = |session: &str, on_busy: &str| json!({"message": "Hi", "session_id": session, "on_busy": on_busy});
     refused(web.post(&other, "/chat", ask("s", "queue")).await, 429, "too_many_runs").await;
@@ -132,8 +169,10 @@ async fn the_places_of_a_gateway_that_died_come_free() {
     let upstream = held(&gate).await;
     let web = Key::of(&somebody(), "concurrent_runs = 2");
     let log = format!("[run_log]\nurl = \"{redis}\"");
-    let recipe = || Gateway::with(&upstream).toml(&web.toml).toml(&log);
+    let probes = Probes::new();
+    let recipe = || Gateway::with(&upstream).toml(&web.toml).toml(&probes.toml()).toml(&log);
     let (mut mortal, other) = (recipe().spawn().await, recipe().start().await);
+    probes.count_together(&mortal, &other).await;
     let (_gone, _) = web.begin(&mortal, hi()).await;
     let (stays, _) = web.begin(&other, hi()).await;
     refused(web.post(&other, "/chat", hi()).await, 429, "too_many_runs").await;

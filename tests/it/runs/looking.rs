@@ -125,7 +125,7 @@ async fn a_run_can_be_looked_at_in_every_state() {
 async fn a_run_that_is_not_stored_still_has_its_log() {
     let upstream = Upstream::always(openai::answer(&["a"])).await;
     let gateway = Gateway::with(&upstream)
-        .toml("[runs]\nreplay_window = \"1s\"")
+        .toml("[runs]\nreplay_window = \"3s\"")
         .start()
         .await;
     let run = begin(&gateway, json!({"message": "Hi", "store": false})).await;

@@ -282,7 +282,7 @@ async fn what_names_no_event_of_the_run_is_refused() {
 async fn a_log_is_replayable_for_its_window_and_then_gone() {
     let upstream = Upstream::always(openai::answer(&["a", "b"])).await;
     let gateway = Gateway::with(&upstream)
-        .toml("[runs]\nreplay_window = \"1s\"")
+        .toml("[runs]\nreplay_window = \"3s\"")
         .toml(meters::WATCHED)
         .start()
         .await;
