@@ -163,6 +163,7 @@ fn words(format: &ResponseFormat) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use serde_json::json;
 
     use super::*;
@@ -170,6 +171,28 @@ mod tests {
     fn form(schema: Value) -> Result<Form, Error> {
         let name = "x".into();
         Form::new(&ResponseFormat::JsonSchema { name, schema }).map(Option::unwrap)
+    }
+
+    /// Nothing else of these tests compiles there: as many places are free as there are.
+    #[tokio::test(start_paused = true)]
+    async fn a_schema_waits_for_its_turn_and_not_for_ever() {
+        let mut taken = Vec::new();
+        while let Some(place) = COMPILING.place().now_or_never() {
+            taken.push(place);
+        }
+        let (name, schema) = ("x".to_owned(), json!({"type": "object"}));
+        let format = ResponseFormat::JsonSchema { name, schema };
+        let began = tokio::time::Instant::now();
+        let full = Form::compile(&format).await.unwrap_err();
+        assert_eq!((full.code, began.elapsed()), (ErrorCode::Overloaded, TURN));
+        // Others are read all the while, and it, when it is its turn.
+        assert!(matches!(Form::compile(&ResponseFormat::JsonObject).await, Ok(Some(_))));
+        let waits = Form::compile(&format);
+        let goes = async {
+            tokio::time::sleep(TURN / 2).await;
+            taken.pop();
+        };
+        assert!(matches!(tokio::join!(waits, goes), (Ok(Some(_)), ())));
     }
 
     #[tokio::test]
