@@ -8,9 +8,6 @@ use serde_json::{Value, json};
 
 use super::house::*;
 
-/// What is promised from a leaving to the upstream's close.
-const PROMPT: Duration = Duration::from_millis(250);
-
 /// Every way to a run; what leaves an event stream means at once what it means elsewhere.
 const DOORS: [&str; 3] = ["/chat", "/chat/stream", "/chat/sse"];
 

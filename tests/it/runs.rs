@@ -18,9 +18,6 @@ use serde_json::{Value, json};
 
 use super::house::*;
 
-/// What is promised from a client's leaving, or a cancel, to the close of the upstream connection.
-const PROMPT: Duration = Duration::from_millis(250);
-
 /// Runs every row of a table, and fails with the names of all that failed.
 async fn every_row<F: Future<Output = ()>>(rows: impl IntoIterator<Item = (String, F)>) {
     let mut failed = Vec::new();

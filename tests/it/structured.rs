@@ -443,39 +443,43 @@ mod repairing {
 
     #[tokio::test]
     async fn a_cancel_while_an_answer_is_repaired_keeps_what_was_said_first() {
-        let gate = Gate::new("the repair");
-        let repair = Script::sse().role().say("{\"n\"").wait(&gate).say(": 7}").complete();
-        let model = Upstream::start([says(&["Seven."]), repair, says(&["{\"n\": 8}"])]).await;
-        let gateway = gateway(&model).await;
-        let mut reply = post(&gateway, "/chat/sse", wants(closed())).await;
-        let token = reply.next_event_named("token").await;
-        gate.reached().await;
-        let asked = Instant::now();
-        let cancel = Call::post(&format!("/runs/{}/cancel", token.run_id)).to(&gateway).await;
-        cancel.expect(200).await;
-        assert!((model.closed().await - asked).as_secs() < 5, "not by the cancel");
-        let transcript = reply.transcript().await;
-        assert_eq!(
-            (transcript.codes(), transcript.text().as_str()),
-            (vec!["cancelled".to_owned()], "Seven.")
-        );
-        let kept = [json!(["user", "How many?"]), json!(["assistant", "Seven."])];
-        assert_eq!(history(&gateway).await, kept);
-        let run = get(&gateway, &format!("/runs/{}", token.run_id)).await.json().await;
-        assert_eq!(
-            (&run["status"], &run["response"]["content"]),
-            (&json!("cancelled"), &json!("Seven."))
-        );
-        assert_eq!(run["response"]["structured_data"], Value::Null);
+        prompt(PROMPT, async || {
+            let gate = Gate::new("the repair");
+            let repair = Script::sse().role().say("{\"n\"").wait(&gate).say(": 7}").complete();
+            let model = Upstream::start([says(&["Seven."]), repair, says(&["{\"n\": 8}"])]).await;
+            let gateway = gateway(&model).await;
+            let mut reply = post(&gateway, "/chat/sse", wants(closed())).await;
+            let token = reply.next_event_named("token").await;
+            gate.reached().await;
+            let asked = Instant::now();
+            let cancel = Call::post(&format!("/runs/{}/cancel", token.run_id)).to(&gateway).await;
+            cancel.expect(200).await;
+            let took = model.closed().await - asked;
+            let transcript = reply.transcript().await;
+            assert_eq!(
+                (transcript.codes(), transcript.text().as_str()),
+                (vec!["cancelled".to_owned()], "Seven.")
+            );
+            let kept = [json!(["user", "How many?"]), json!(["assistant", "Seven."])];
+            assert_eq!(history(&gateway).await, kept);
+            let run = get(&gateway, &format!("/runs/{}", token.run_id)).await.json().await;
+            assert_eq!(
+                (&run["status"], &run["response"]["content"]),
+                (&json!("cancelled"), &json!("Seven."))
+            );
+            assert_eq!(run["response"]["structured_data"], Value::Null);
 
-        assert_eq!(
-            answer(&gateway, wants(closed())).await["structured_data"],
-            json!({"n": 8})
-        );
-        assert_eq!(
-            heard(&model),
-            [kept.as_slice(), &[json!(["user", "How many?"])]].concat()
-        );
+            assert_eq!(
+                answer(&gateway, wants(closed())).await["structured_data"],
+                json!({"n": 8})
+            );
+            assert_eq!(
+                heard(&model),
+                [kept.as_slice(), &[json!(["user", "How many?"])]].concat()
+            );
+            took
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -14,10 +14,6 @@ use serde_json::{Value, json};
 use super::house::gateway::Recipe;
 use super::house::*;
 
-/// By when a cancel, or a client's leaving, must have closed a tool's connection. It does at once; nothing else would for much
-/// longer than this.
-const SOON: Duration = Duration::from_secs(5);
-
 /// With the tool `weather {city}`, which asks `tools` for `/weather/{city}`.
 fn with_weather(recipe: Recipe, tools: &Upstream) -> Recipe {
     let addr = tools.addr();

@@ -133,7 +133,7 @@ async fn every<T>(rows: Vec<Row>, run: impl AsyncFn(Row) -> T) -> Vec<T> {
             .map_or_else(|_| "a panic".to_owned(), |what| *what);
         Err(format!("{id}: {}", what.chars().take(400).collect::<String>()))
     });
-    let outcomes: Vec<Result<T, String>> = outcomes.buffer_unordered(16).collect().await;
+    let outcomes: Vec<Result<T, String>> = outcomes.buffer_unordered(8).collect().await;
     let (fine, failed): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
     let failed: Vec<String> = failed.into_iter().filter_map(Result::err).collect();
     assert!(
@@ -150,7 +150,7 @@ async fn refused_all(rows: Vec<Row>) {
     let (upstream, gateway) = house().await;
     let mut took = every(rows, async |row| answered(gateway.addr(), row).await).await;
     took.sort_unstable();
-    assert!(took[took.len() / 4] < SOON, "refused late: {took:?}");
+    assert!(took[took.len() / 2] < SOON, "refused late: {took:?}");
     nothing_happened(&upstream, &gateway, gateway.folder()).await;
 }
 

@@ -92,10 +92,10 @@ async fn a_gateway_leaves_its_readers_elsewhere_with_what_they_have_and_an_end()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_is_given_up_within_ten_seconds() {
-    let Some(took) = its_readers_are_told("").await else {
-        return;
-    };
-    assert!(took < Duration::from_secs(12), "{took:?}"); // ten, and the machine may be busy
+    prompt(Duration::from_secs(10), async || {
+        its_readers_are_told("").await.unwrap_or_default()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

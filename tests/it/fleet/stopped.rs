@@ -25,6 +25,20 @@ async fn a_run_is_cancelled_and_its_session_erased_from_anywhere() {
     assert_eq!(own.last_id(), there.last_id());
     assert_eq!(said(b, "s").await, ["Hi", "one two "]);
     assert_eq!(cancel(b, &run).await.status, 200, "twice");
+    // Usually it is over when that is answered.
+    prompt(Duration::from_secs(1), async || {
+        let (_own, run) = begin(a, json!({"message": "Hi"})).await;
+        let began = Instant::now();
+        let answer = cancel(b, &run).await.expect(200).await.json().await;
+        let took = began.elapsed();
+        upstream.closed().await;
+        if answer["status"] == "cancelled" {
+            took
+        } else {
+            Duration::MAX
+        }
+    })
+    .await;
     // The session goes with the run that has it.
     let (own, run) = begin(a, hi("s")).await;
     let there = followed(events(&run), b).await;

@@ -89,6 +89,21 @@ pub(crate) fn within<F: Future>(limit: Duration, what: impl Display, it: F) -> i
     }
 }
 
+/// What is promised from a cancel, or a client's leaving, to the close of what was waited for.
+pub(crate) const PROMPT: Duration = Duration::from_millis(250);
+
+/// Plays a story that says how long something took, until it was prompt: the best of five, for the machine may be busy.
+pub(crate) async fn prompt(limit: Duration, story: impl AsyncFn() -> Duration) {
+    let mut took = Vec::new();
+    while took.len() < 5 {
+        took.push(story().await);
+        if took.iter().any(|took| *took <= limit) {
+            return;
+        }
+    }
+    panic!("not within {limit:?}, but after {took:?}");
+}
+
 /// Asks again and again until the answer is there. For what gives no signal, such as a status that another task writes.
 #[track_caller]
 pub(crate) fn eventually<T>(what: impl Display, mut ask: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {

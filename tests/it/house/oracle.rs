@@ -17,7 +17,7 @@
 use std::fmt::{Debug, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sqlx::Row as _;
@@ -25,11 +25,12 @@ use sqlx::Row as _;
 use super::meters::Wrong;
 use super::{Gateway, Meters, Place, Process, Reader, Upstream, eventually, get, log, soon, within};
 
-/// How soon an upstream must be let go of once its run has ended. (At once; the machine may be busy, and what is not let go
-/// of hangs for much longer.)
-const LET_GO: Duration = Duration::from_secs(5);
-/// How soon all that a run held must be free. A connection that is only left open is closed by its gateway after ten seconds.
-const SETTLED: Duration = Duration::from_secs(8);
+/// How soon an upstream must be let go of once its run has ended.
+pub(crate) const LET_GO: Duration = Duration::from_secs(1);
+/// How long that may take where the machine does something else for a moment. What is not let go of hangs for much longer.
+const AT_MOST: Duration = Duration::from_secs(5);
+/// How soon all that a run held must be free.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// How a run ended, as all who know of it must say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,7 +214,8 @@ impl<'a, G: Watched> Oracle<'a, G> {
 
     /// The upstream has seen its connection closed, or the whole answer go out, and the gateway says so. To be asked as
     /// soon as the client knows how it ended.
-    pub(crate) async fn let_go(&self) {
+    pub(crate) async fn let_go(&self) -> Duration {
+        let began = Instant::now();
         let let_go = async {
             self.upstream.idle().await;
             let Some((admin, _)) = &self.meters else { return };
@@ -223,7 +225,8 @@ impl<'a, G: Watched> Oracle<'a, G> {
             })
             .await;
         };
-        within(LET_GO, "the upstream to be let go of", let_go).await;
+        within(AT_MOST, "the upstream to be let go of", let_go).await;
+        began.elapsed()
     }
 
     /// One run has been counted since the meters were read, as one that ended so; and of what providers did wrong in it

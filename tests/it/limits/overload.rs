@@ -246,11 +246,7 @@ async fn ten_thousand_wrong_keys_do_not_disturb_a_stream() {
         }
     }
     assert!(words > 10, "{words} words while the flood lasted");
-    // Most of them: the machine may do something else for a moment.
-    gaps.sort_unstable();
-    let long = gaps[gaps.len() * 19 / 20];
-    assert!(
-        long < Duration::from_secs(1),
-        "{long:?} without a word, one time in twenty"
-    );
+    // The machine may do something else for a moment.
+    gaps.retain(|gap| *gap >= Duration::from_secs(1));
+    assert!(gaps.len() <= 2, "{gaps:?} without a word");
 }

@@ -88,27 +88,30 @@ async fn a_cancel_among_the_arguments_keeps_the_words_and_calls_nothing() {
 
 #[tokio::test]
 async fn a_cancel_closes_the_tools_and_answers_their_calls() {
-    let (model, tools) = (model().await, stuck().await);
-    let gateway = patient(gateway(&model, &tools)).start().await;
-    let (reply, run) = halfway(&gateway, question("Weather?"), &tools).await;
-    let asked = Instant::now();
-    let cancel = Call::post(&format!("/runs/{run}/cancel")).to(&gateway).await;
-    cancel.expect(200).await;
-    let closed = tools.closed().await - asked;
-    assert!(closed < SOON, "{closed:?}");
-    let transcript = reply.transcript().await;
-    assert_eq!(
-        transcript
-            .kinds()
-            .into_iter()
-            .filter(|kind| *kind == "tool_call")
-            .count(),
-        2
-    );
-    assert_eq!(transcript.codes(), ["cancelled"]);
-    assert_kept(&gateway, &model).await;
-    let run = get(&gateway, &format!("/runs/{run}")).await.json().await;
-    assert_eq!(run["status"], "cancelled");
+    prompt(PROMPT, async || {
+        let (model, tools) = (model().await, stuck().await);
+        let gateway = patient(gateway(&model, &tools)).start().await;
+        let (reply, run) = halfway(&gateway, question("Weather?"), &tools).await;
+        let asked = Instant::now();
+        let cancel = Call::post(&format!("/runs/{run}/cancel")).to(&gateway).await;
+        cancel.expect(200).await;
+        let closed = tools.closed().await - asked;
+        let transcript = reply.transcript().await;
+        assert_eq!(
+            transcript
+                .kinds()
+                .into_iter()
+                .filter(|kind| *kind == "tool_call")
+                .count(),
+            2
+        );
+        assert_eq!(transcript.codes(), ["cancelled"]);
+        assert_kept(&gateway, &model).await;
+        let run = get(&gateway, &format!("/runs/{run}")).await.json().await;
+        assert_eq!(run["status"], "cancelled");
+        closed
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -143,16 +146,19 @@ async fn each_call_that_a_cancel_finds_under_way_is_said_to_have_been() {
 
 #[tokio::test]
 async fn a_client_that_leaves_closes_the_tools() {
-    let (model, tools) = (model().await, stuck().await);
-    let gateway = patient(gateway(&model, &tools)).start().await;
-    let mut body = question("Weather?");
-    body["on_disconnect"] = json!("cancel");
-    let (reply, _) = halfway(&gateway, body, &tools).await;
-    let left = Instant::now();
-    reply.hang_up();
-    let closed = tools.closed().await - left;
-    assert!(closed < SOON, "{closed:?}");
-    assert_kept(&gateway, &model).await;
+    prompt(PROMPT, async || {
+        let (model, tools) = (model().await, stuck().await);
+        let gateway = patient(gateway(&model, &tools)).start().await;
+        let mut body = question("Weather?");
+        body["on_disconnect"] = json!("cancel");
+        let (reply, _) = halfway(&gateway, body, &tools).await;
+        let left = Instant::now();
+        reply.hang_up();
+        let closed = tools.closed().await - left;
+        assert_kept(&gateway, &model).await;
+        closed
+    })
+    .await;
 }
 
 #[tokio::test]
