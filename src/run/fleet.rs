@@ -430,6 +430,8 @@ mod tests {
         deaf: AtomicBool,
         /// It has lost what it had, and the next command finds a broken connection.
         broken: AtomicBool,
+        /// Somebody reads elsewhere, and so many looks for them are answered late.
+        hesitates: AtomicUsize,
     }
 
     impl Faulty {
@@ -509,7 +511,17 @@ mod tests {
         }
 
         fn attended(&self, _run: RunId) -> BoxFuture<'_, Result<bool, Error>> {
-            Box::pin(std::future::ready(Ok(false)))
+            Box::pin(async move {
+                let late = |left: usize| left.checked_sub(1);
+                if self
+                    .hesitates
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, late)
+                    .is_ok()
+                {
+                    sleep(Duration::from_secs(1)).await;
+                }
+                Ok(true)
+            })
         }
     }
 
@@ -593,6 +605,25 @@ mod tests {
             assert_eq!(told(reader.run()), told(&run));
         }
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    /// A late answer is not a no, but for one of a relay that is away; and nobody waits for it for long.
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_elsewhere_is_asked_for_twice() {
+        let relay = Arc::new(Faulty::default());
+        let fleet = Fleet::new(relay.clone(), Arc::default());
+        for (up, late, attended, took) in [
+            (true, 0, true, 0),
+            (true, 1, true, 100),
+            (true, 2, false, 500),
+            (false, 1, false, 100),
+        ] {
+            fleet.up.store(up, Ordering::Relaxed);
+            relay.hesitates.store(late, Ordering::SeqCst);
+            let began = Instant::now();
+            assert_eq!(fleet.attended(RunId::new()).await, attended, "{up} {late}");
+            assert_eq!(began.elapsed(), Duration::from_millis(took), "{up} {late}");
+        }
     }
 
     proptest! {
