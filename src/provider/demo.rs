@@ -2,7 +2,7 @@
 //! JSON where that is asked for, and says plainly that it is a demo.
 //!
 //! It exists so that a first `curl` shows what the gateway does. It is not a language model and never pretends to be: what
-//! it does is found by a few words (`wish`) or made from a schema (`fill`).
+//! it does is found by a few words (`intent`) or made from a schema (`fill`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,16 +15,21 @@ use crate::chat::{
     history, usage,
 };
 
+mod facts;
 mod fill;
-mod told;
-mod wish;
+mod intent;
+mod tool_reply;
 
 use fill::{Extent, fill};
-use told::results;
-use wish::{Wish, wishes};
+use intent::{Wish, wishes};
+use tool_reply::results;
 
 /// The time between two words.
 const PACE: Duration = Duration::from_millis(25);
+/// The words of a message that asks for a slow answer.
+const SLOW: &str = "take your time";
+/// The time that a slow answer takes as a whole.
+const SLOW_ANSWER: Duration = Duration::from_secs(20);
 /// How much of somebody's words is quoted back, in characters.
 const QUOTE: usize = 200;
 /// How much of JSON is said at once, in characters.
@@ -86,14 +91,25 @@ impl Provider for Demo {
             estimated: true, // there is no tokenizer behind this
             ..Usage::default()
         };
+        let pace = pace(last_words(&request.messages), chunks.len());
         let stream = async_stream::stream! {
             for chunk in chunks {
                 yield Ok(vec![chunk]);
-                tokio::time::sleep(PACE).await;
+                tokio::time::sleep(pace).await;
             }
             yield Ok(vec![Chunk::Finish { reason: FinishReason { kind, raw: None }, usage }]);
         };
         Box::pin(std::future::ready(Ok(Box::pin(stream) as ChunkStream)))
+    }
+}
+
+/// The time between two words of an answer of `count` words.
+fn pace(message: &str, count: usize) -> Duration {
+    let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+    if message.to_lowercase().contains(SLOW) {
+        (SLOW_ANSWER / count).max(PACE)
+    } else {
+        PACE
     }
 }
 
@@ -321,6 +337,24 @@ mod tests {
         assert_eq!(calls.len(), 2);
         let (_, calls, _) = asked(&request("Write a haiku to poem.md"));
         assert_eq!(calls[0].1["name"], "poem.md");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_slow_where_the_message_asks_for_it() {
+        let demo = Demo { name: "demo".into() };
+        let mut took = Vec::new();
+        for message in ["Hello!", "Take your time."] {
+            let begun = tokio::time::Instant::now();
+            let request = request(message);
+            let mut stream = demo.stream(&request).await.unwrap();
+            while stream.next().await.is_some() {}
+            took.push(begun.elapsed());
+        }
+        assert!(took[0] < Duration::from_secs(2), "{took:?}");
+        assert!(
+            took[1] > Duration::from_secs(19) && took[1] < Duration::from_secs(22),
+            "{took:?}"
+        );
     }
 
     #[test]

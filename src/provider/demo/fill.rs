@@ -1,11 +1,14 @@
-//! A value for a schema, made from the schema: the same every time, and no sentence of a model's.
+//! A value for a schema, made from the schema and from what the message states: the same every time, and no sentence of
+//! a model's.
 //!
 //! It knows what most schemas say. A pattern it does not invent anything for; such a value may miss its schema, as a
 //! model's may.
 
 use std::cell::Cell;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
+
+use super::facts::Facts;
 
 /// How deep a value may become; a schema that refers to itself has no end.
 const DEEPEST: usize = 12;
@@ -46,6 +49,7 @@ pub(super) fn fill(schema: &Value, words: &str, extent: Extent) -> Value {
     let filler = Filler {
         root: schema,
         words,
+        facts: Facts::of(words),
         steps: Cell::new(0),
     };
     filler.value(schema, "answer", extent, 0, 0)
@@ -54,6 +58,7 @@ pub(super) fn fill(schema: &Value, words: &str, extent: Extent) -> Value {
 struct Filler<'a> {
     root: &'a Value,
     words: &'a str,
+    facts: Facts,
     /// How many schemas were looked at.
     steps: Cell<usize>,
 }
@@ -70,17 +75,29 @@ impl Filler<'_> {
             return fixed.clone();
         }
         if let Some(Value::Array(all)) = schema.get("enum") {
-            return all.get(at % all.len().max(1)).cloned().unwrap_or_default();
+            let mentioned = self.facts.mentioned(all).filter(|_| index == 0);
+            let choice = mentioned.or_else(|| all.get(at % all.len().max(1)));
+            return choice.cloned().unwrap_or_default();
         }
         match kind(&schema) {
             "object" => self.object(&schema, extent, depth),
             "array" => self.array(&schema, name, depth),
-            "integer" => whole(&schema, index),
-            "number" => number(&schema, index),
+            "integer" => self
+                .stated(&schema, Number::is_i64)
+                .unwrap_or_else(|| whole(&schema, index)),
+            "number" => self.stated(&schema, |_| true).unwrap_or_else(|| number(&schema, index)),
             "boolean" => Value::Bool(index.is_multiple_of(2)),
             "null" => Value::Null,
             _ => Value::String(self.text(&schema, name, index)),
         }
+    }
+
+    /// Returns the next number of the message that is within the schema's bounds.
+    fn stated(&self, schema: &Map<String, Value>, of_kind: impl Fn(&Number) -> bool) -> Option<Value> {
+        let number = self
+            .facts
+            .take_number(|number| of_kind(number) && within(schema, number))?;
+        Some(Value::Number(number))
     }
 
     /// A schema without references and alternatives: what it refers to and its first branches are put into it.
@@ -159,10 +176,12 @@ impl Filler<'_> {
     fn text(&self, schema: &Map<String, Value>, name: &str, index: u64) -> String {
         match schema.get("format").and_then(Value::as_str) {
             Some("date-time") => return "2026-01-01T12:00:00Z".into(),
-            Some("date") => return "2026-01-01".into(),
+            Some("date") => return self.facts.date().unwrap_or_else(|| "2026-01-01".into()),
             Some("time") => return "12:00:00Z".into(),
             Some("duration") => return "PT1S".into(),
-            Some("email" | "idn-email") => return "demo@example.com".into(),
+            Some("email" | "idn-email") => {
+                return self.facts.email().unwrap_or_else(|| "demo@example.com".into());
+            }
             Some("hostname" | "idn-hostname") => return "example.com".into(),
             Some("ipv4") => return "192.0.2.1".into(),
             Some("ipv6") => return "2001:db8::1".into(),
@@ -170,24 +189,32 @@ impl Filler<'_> {
             Some("uuid") => return "00000000-0000-4000-8000-000000000000".into(),
             _ => {}
         }
-        let lower = name.to_ascii_lowercase();
-        let said = SAID.iter().any(|word| lower.contains(word)) && !self.words.is_empty();
-        let mut text = if said { self.words } else { name }.to_owned();
-        if index > 0 {
-            text.push_str(&format!(" {}", index + 1));
-        }
-        let bound = |word: &str| {
+        let length = |word: &str| {
             schema
                 .get(word)
                 .and_then(Value::as_u64)
                 .and_then(|n| usize::try_from(n).ok())
         };
-        let missing = bound("minLength")
+        let lower = name.to_ascii_lowercase();
+        let said = SAID.iter().any(|word| lower.contains(word)) && !self.words.is_empty();
+        let mut text = if said {
+            self.words.to_owned()
+        } else if let Some(email) = self.facts.email().filter(|_| lower.contains("mail")) {
+            email
+        } else if let Some(stated) = self.facts.take_name(&lower) {
+            return stated.chars().take(length("maxLength").unwrap_or(MAX_TEXT)).collect();
+        } else {
+            name.to_owned()
+        };
+        if index > 0 {
+            text.push_str(&format!(" {}", index + 1));
+        }
+        let missing = length("minLength")
             .unwrap_or(0)
             .min(MAX_TEXT)
             .saturating_sub(text.chars().count());
         text.extend(std::iter::repeat_n('.', missing));
-        text.chars().take(bound("maxLength").unwrap_or(MAX_TEXT)).collect()
+        text.chars().take(length("maxLength").unwrap_or(MAX_TEXT)).collect()
     }
 }
 
@@ -222,6 +249,22 @@ fn merge(all: &mut Map<String, Value>, part: Map<String, Value>) {
             }
         }
     }
+}
+
+/// Whether a number is within the bounds of a schema.
+fn within(schema: &Map<String, Value>, number: &Number) -> bool {
+    let Some(number) = number.as_f64() else { return false };
+    let holds = |word: &str, holds: fn(f64, f64) -> bool| {
+        schema
+            .get(word)
+            .and_then(Value::as_f64)
+            .is_none_or(|bound| holds(number, bound))
+    };
+    holds("minimum", |number, bound| number >= bound)
+        && holds("maximum", |number, bound| number <= bound)
+        && holds("exclusiveMinimum", |number, bound| number > bound)
+        && holds("exclusiveMaximum", |number, bound| number < bound)
+        && holds("multipleOf", |number, step| (number / step).fract() == 0.0)
 }
 
 fn whole(schema: &Map<String, Value>, index: u64) -> Value {
@@ -329,6 +372,28 @@ mod tests {
         assert_eq!(value["place"], json!({"city": "city"}));
         assert_eq!(value["tags"], json!(["tags", "tags 2", "tags 3"]));
         assert_eq!(value["both"], json!({"p": "p", "q": "q"}));
+    }
+
+    #[test]
+    fn what_the_message_states_is_filled_in() {
+        let person = json!({
+            "type": "object", "additionalProperties": false, "required": ["name", "age"],
+            "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}
+        });
+        let filled = fill(&person, "Ada, 36, from London", Extent::All);
+        assert_eq!(filled, json!({"name": "Ada", "age": 36, "city": "London"}));
+        let order = json!({
+            "type": "object",
+            "properties": {
+                "size": {"enum": ["small", "large"]},
+                "share": {"type": "number", "maximum": 1},
+                "count": {"type": "integer", "minimum": 1},
+                "e_mail": {"type": "string"}
+            }
+        });
+        let filled = fill(&order, "3 large ones at 0.5 for bob@example.org", Extent::All);
+        let expected = json!({"size": "large", "share": 0.5, "count": 3, "e_mail": "bob@example.org"});
+        assert_eq!(filled, expected);
     }
 
     #[test]

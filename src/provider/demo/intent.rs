@@ -178,7 +178,7 @@ fn zones(text: &str) -> Vec<String> {
 }
 
 /// Whether words stand in a text, and not inside of others.
-fn has_word(text: &str, words: &str) -> bool {
+pub(super) fn has_word(text: &str, words: &str) -> bool {
     text.match_indices(words).any(|(at, _)| {
         let before = text[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric());
         before
