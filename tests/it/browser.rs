@@ -216,12 +216,28 @@ pub(crate) mod behind_nginx {
             Self::with(&settings).await
         }
 
-        /// In front of these two, with the settings that are in `deploy`.
+        /// In front of these two, with the settings that are in `deploy`; their name is one of nginx's own.
         pub(crate) async fn shipped(gateways: [SocketAddr; 2]) -> Option<Self> {
-            let mut settings = include_str!("../../deploy/nginx.conf").replace("worker_processes auto;", "");
-            for (name, gateway) in ["gateway-a:8080", "gateway-b:8080"].into_iter().zip(gateways) {
-                assert_eq!(settings.matches(name).count(), 1, "{name}");
-                settings = settings.replace(name, &gateway.to_string());
+            let servers = gateways.map(|gateway| format!("server {gateway} max_fails=1 fail_timeout=5s;\n"));
+            let group = format!("upstream gateways {{\nleast_conn;\n{}}}\n", servers.concat());
+            Self::shipped_with(&group, "gateways").await
+        }
+
+        /// With the settings that are in `deploy`, where the name of the gateways is resolved by this name server.
+        pub(crate) async fn shipped_resolving(name_server: SocketAddr, port: u16) -> Option<Self> {
+            let resolver = format!("resolver {name_server} valid=1s ipv6=off;\n");
+            Self::shipped_with(&resolver, &format!("gateways:{port}")).await
+        }
+
+        async fn shipped_with(included: &str, gateways: &str) -> Option<Self> {
+            let mut settings = include_str!("../../deploy/nginx.conf").to_owned();
+            for (there, instead) in [
+                ("worker_processes auto;", ""),
+                ("include /tmp/resolver.conf;", included),
+                ("set $gateways gateways:8080;", &format!("set $gateways {gateways};")),
+            ] {
+                assert_eq!(settings.matches(there).count(), 1, "{there}");
+                settings = settings.replace(there, instead);
             }
             Self::with(&settings).await
         }

@@ -1,6 +1,9 @@
 //! Behind the nginx.conf that is shipped.
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::browser::behind_nginx::Nginx;
+use crate::house::name_server::NameServer;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_settings_that_are_shipped_a_death_is_noticed_by_nobody_but_its_own_runs() {
@@ -81,4 +84,35 @@ async fn with_the_settings_that_are_shipped_a_death_is_noticed_by_nobody_but_its
         assert_eq!(status.await.unwrap(), 502);
     }
     assert_eq!(upstream.calls(), calls + 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_with_a_new_address_is_found_without_a_restart_of_nginx() {
+    let upstream = Upstream::always(Script::sse().role().say("Hello").complete()).await;
+    let [old, new] = [2, 3].map(|host| Ipv4Addr::new(127, 0, 0, host));
+    let port = reserved_port();
+    let port_number = port.local_addr().expect("a bound socket").port();
+    let gateway = async |address: Ipv4Addr| {
+        let listen = format!("[server]\nlisten = \"{address}:{port_number}\"");
+        Gateway::with(&upstream).toml(&listen).start().await
+    };
+    let names = NameServer::start(&[old]).await;
+    let Some(nginx) = Nginx::shipped_resolving(names.addr(), port_number).await else {
+        return;
+    };
+    let ask = async || post(&nginx, "/chat", json!({"message": "Hi"})).await.status;
+    let first = gateway(old).await;
+    assert_eq!(ask().await, 200);
+    // Both gateways get new addresses at once: nothing listens at the old one any more.
+    first.stop().await;
+    let _second = gateway(new).await;
+    names.set(&[new]);
+    eventually("the new address to be used", async || {
+        (ask().await == 200).then_some(())
+    })
+    .await;
+    // From then on no request meets the old address.
+    for _ in 0..8 {
+        assert_eq!(ask().await, 200);
+    }
 }

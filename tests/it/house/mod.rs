@@ -6,6 +6,7 @@
 //! * [`tls`]: a door of TLS in front of it ([`tls::Door`]).
 //! * [`gateway`]: the gateway, inside the test ([`Gateway`]) or as the real program ([`Process`]).
 //! * [`redis`]: the server through which gateways follow each other's runs.
+//! * [`name_server`]: a name server whose answers the story sets.
 //! * [`client`]: a client that sends every byte as told ([`post`], [`get`], [`delete`], [`Call`], [`Connection`]).
 //! * [`response`]: what came back, as it came, and how it ended ([`Response`], [`Body`], [`Ending`]).
 //! * [`sse`]: the strictest reader of our event streams ([`Transcript`], [`Event`]).
@@ -37,6 +38,7 @@ pub(crate) mod dialect;
 pub(crate) mod gateway;
 pub(crate) mod log;
 pub(crate) mod meters;
+pub(crate) mod name_server;
 pub(crate) mod openai;
 pub(crate) mod oracle;
 pub(crate) mod redis;
