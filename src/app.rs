@@ -101,6 +101,8 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
             detach_grace: settings.detach_grace,
             allowed_origins: settings.cors_allowed_origins.clone(),
             access: settings.access.clone(),
+            log_requests: settings.log_requests,
+            refused_origins: Arc::default(),
         }),
         readiness: Arc::new(Readiness::default()),
     };
@@ -426,6 +428,12 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr, admin: O
     if let Some(issuer) = &access.issuer {
         let audience = issuer.audience.join(" or ");
         tracing::info!("who has a token of {} for {audience} may call", issuer.issuer);
+    }
+    if access.loopback && !access.open() && settings.cors_allowed_origins.is_empty() {
+        tracing::info!(
+            "pages on other ports of this machine may not call, because keys are configured; \
+             server.cors_allowed_origins lists the origins of pages that may"
+        );
     }
     match (access.open(), access.loopback) {
         (false, _) => {}

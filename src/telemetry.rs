@@ -56,10 +56,7 @@ pub enum LogFormat {
 /// # Errors
 /// A filter that is none, a log that has begun already, or no thread to write it.
 pub fn begin(format: LogFormat, filter: &str) -> Result<Log, String> {
-    // This library logs what MCP servers say, and addresses with their queries; what matters of it we say ourselves.
-    let filter = EnvFilter::builder()
-        .parse(format!("rmcp=off,{filter}"))
-        .map_err(|e| format!("log.filter: {e}"))?;
+    let filter = parse_filter(filter)?;
     let (to, waiting) = sync_channel(WAITING);
     let writer = std::thread::Builder::new().name("log".to_owned());
     writer
@@ -84,6 +81,41 @@ pub fn begin(format: LogFormat, filter: &str) -> Result<Log, String> {
         .map_err(|e| e.to_string())?;
     std::panic::set_hook(Box::new(note_panic));
     Ok(log)
+}
+
+/// Checks a filter without beginning to log.
+///
+/// # Errors
+/// The part that is wrong, and how it must be written.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    parse_filter(filter).map(drop)
+}
+
+/// A filter with what is never logged, or only when asked for by name.
+fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    for part in filter.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        // The library takes any lone word for the name of a target, and "verbose" too.
+        let is_target = part.contains(['=', '[', ':']) || part == "sluicegate";
+        if !is_level(part) && !is_target {
+            return Err(format!(
+                "log.filter: {part:?} is no level ({}); a target has one behind it, as in \
+                 sluicegate=debug",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    // rmcp logs what MCP servers say, and addresses with their queries; what matters of it we say
+    // ourselves. sqlx logs statements, which are wanted only by those who name it.
+    let statements = if filter.contains("sqlx") {
+        ""
+    } else {
+        "sqlx::query=off,"
+    };
+    EnvFilter::builder()
+        .parse(format!("rmcp=off,{statements}{filter}"))
+        .map_err(|e| format!("log.filter: {e}; it is written as in \"info\" or \"sluicegate=debug,warn\""))
 }
 
 /// A panic is a line of the log like any other. Where it was, and not what it says: that may quote what was worked on.

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 
 use crate::{
     agent::Agent,
-    http::{auth::Access, listen::ListenSettings},
+    http::{auth::Access, listen::ListenSettings, request_log::LogRequests},
     provider::ProviderSettings,
     run,
     store::StoreUrl,
@@ -103,6 +103,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_filter: String,
+    /// The requests that have a line in the log.
+    pub log_requests: LogRequests,
     /// Where traces are sent.
     pub otlp: Option<OtlpSettings>,
     /// Who answers.

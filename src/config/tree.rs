@@ -23,7 +23,7 @@ use super::{
 use crate::{
     agent::{Agent, Form, ModelRef},
     chat::{self, ResponseFormat},
-    http::listen::ListenSettings,
+    http::{listen::ListenSettings, request_log::LogRequests},
     provider::{self, BreakerSwitch, ProviderSettings},
     run,
     store::StoreUrl,
@@ -123,6 +123,7 @@ pub(super) struct ArtifactsSection {
 pub(super) struct Log {
     format: LogWord,
     filter: String,
+    requests: RequestsWord,
     otlp_endpoint: String,
 }
 
@@ -131,6 +132,14 @@ pub(super) struct Log {
 pub(super) enum LogWord {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RequestsWord {
+    Off,
+    Errors,
+    All,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -271,6 +280,7 @@ impl Tree {
             &self.mcp_defaults,
             environment,
         )?;
+        crate::telemetry::check_filter(&self.log.filter).map_err(wrong)?;
         let Tree {
             server,
             runs,
@@ -369,6 +379,11 @@ impl Tree {
                 LogWord::Json => LogFormat::Json,
             },
             log_filter: log.filter.clone(),
+            log_requests: match log.requests {
+                RequestsWord::Off => LogRequests::Off,
+                RequestsWord::Errors => LogRequests::Errors,
+                RequestsWord::All => LogRequests::All,
+            },
             otlp: otlp(&log.otlp_endpoint, environment)?,
             providers,
             tools,

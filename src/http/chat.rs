@@ -118,10 +118,15 @@ pub async fn sse_by_query(
     }
     let key = order::key(headers, query.take("key"))?;
     let trace = request.extensions().get::<TraceContext>().copied();
+    let id = Some(request_id.clone());
     let parameters = query.rest();
     let request = order::fingerprint_of(&parameters, key.as_deref());
     let order = order::from_query(parameters, key, caller, front.settings.detach_grace)?;
-    let order = Order { trace, ..order };
+    let order = Order {
+        trace,
+        request_id: id,
+        ..order
+    };
     let follow = match ticket {
         Some(ticket) => ticket.start(&front, order, request).await?,
         None => Follow::Events(begin(&front, order, Interest::Every).await?),
@@ -171,9 +176,16 @@ pub(super) async fn ordered(
         front.runs.open()?; // who comes again with a key needs no room
     }
     let trace = request.extensions().get::<TraceContext>().copied();
+    let id = request.extensions().get::<RequestId>();
+    let request_id = id.map(|RequestId(id)| id.clone());
     let body = body::json(request, &caller.principal, &front.settings).await?;
     let (order, data) = order::from_body(body, key, door, caller, front.settings.detach_grace)?;
-    Ok((Order { trace, ..order }, data))
+    let order = Order {
+        trace,
+        request_id,
+        ..order
+    };
+    Ok((order, data))
 }
 
 /// The event that a client names as the last it has: the header wins, for a reconnect repeats the old URL. A browser that

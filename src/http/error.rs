@@ -197,17 +197,14 @@ impl Unwritten {
         self.0.run.is_some()
     }
 
-    /// The response, for this request; faults of ours are logged, once, here.
+    /// The error.
+    pub(super) fn error(&self) -> &Error {
+        &self.0.error
+    }
+
+    /// The response, for this request.
     pub(super) fn write(&self, request_id: &str) -> Response {
         let Refusal { error, run } = &*self.0;
-        if status(error.code).0 == 500 || error.code == ErrorCode::StoreUnavailable {
-            tracing::error!(
-                request_id,
-                code = error.code.as_str(),
-                cause = error.causes(),
-                "a request failed here"
-            );
-        }
         let problem = Problem::new(error, request_id);
         let Some((run, session)) = run else {
             return problem.response();

@@ -21,6 +21,7 @@ use super::{
     body::heard_out,
     error::{self, Refusal, Unwritten},
     limits::{self, Told},
+    request_log::{self, RequestLine},
 };
 use crate::{
     error::{Error, ErrorCode},
@@ -54,7 +55,11 @@ pub fn around_admin(router: Router<Front>) -> Router<Front> {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(async |request: Request, next: Next| {
             let id = request_id(&request);
-            written(next.run(request).await, &id)
+            let response = next.run(request).await;
+            if let Some(refusal) = response.extensions().get::<Unwritten>() {
+                request_log::admin_request_failed(&id, refusal);
+            }
+            written(response, &id)
         }))
 }
 
@@ -76,6 +81,7 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
         request.extensions_mut().insert(context);
     }
     request.extensions_mut().insert(RequestId(id.clone()));
+    let line = RequestLine::begin(&id, &mut request, &front);
     let told = Told::default();
     request.extensions_mut().insert(told.clone());
     let (parts, body) = request.into_parts();
@@ -86,10 +92,12 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
         (None, Ok(())) => next.run(request).await,
         (None, Err(error)) => Refusal::from(error).into_response(),
     };
-    if let Some(unwritten) = response.extensions().get::<Unwritten>() {
-        refused(unwritten, &front.runs.meters);
+    let refusal = response.extensions().get::<Unwritten>().cloned();
+    if let Some(refusal) = &refusal {
+        refused(refusal, &front.runs.meters);
     }
     let mut response = written(response, &id);
+    line.end(&response, refusal.as_ref(), front.settings.log_requests);
     limits::tell(&told, response.headers_mut());
     let (route, status) = (route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
     front.runs.meters.request(route, method.as_str(), status);
@@ -101,12 +109,11 @@ async fn entrance(State(front): State<Front>, mut request: Request, next: Next) 
     if status >= 500 {
         span.fail("5xx");
     }
-    tracing::debug!(request_id = %id, %method, route, status, "a request was answered");
     response
 }
 
 /// A method as those who watch are told of it: one that nobody knows could be any text (OpenTelemetry's word for it).
-fn known_method(method: &Method) -> &str {
+pub(super) fn known_method(method: &Method) -> &str {
     match method.as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE" | "PATCH") => known,
         _ => "_OTHER",

@@ -27,6 +27,7 @@ pub mod listen;
 pub mod order;
 mod outlet;
 pub mod query;
+pub mod request_log;
 pub mod runs;
 pub mod sessions;
 mod silence;
@@ -69,6 +70,10 @@ pub struct FrontSettings {
     pub allowed_origins: Vec<String>,
     /// Who may call.
     pub access: auth::Access,
+    /// The requests that have a line in the log.
+    pub log_requests: request_log::LogRequests,
+    /// The origins of pages that may not call, as far as they were seen.
+    pub refused_origins: Arc<request_log::RefusedOrigins>,
 }
 
 /// A route: what `openapi.yaml` describes.

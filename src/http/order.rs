@@ -112,6 +112,7 @@ pub fn from_body(
         idempotency,
         may_name_sessions: !caller.shared,
         trace: None,
+        request_id: None,
     };
     fields.end()?;
     order.message = checked_message(message)?;

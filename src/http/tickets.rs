@@ -22,6 +22,7 @@ use super::{
     auth::{self, Caller, Proof, keys},
     error::Refusal,
     format, limits,
+    request_log::KnownCaller,
 };
 use crate::{
     chat::RunId,
@@ -116,6 +117,7 @@ impl FromRequestParts<Front> for Visitor {
         if other.is_some_and(|other| other.principal != record.principal) {
             return Err(invalid().into());
         }
+        KnownCaller::set(&parts.extensions, &caller.principal);
         limits::count_ticket(&caller, parts, front).await?;
         let principal = record.principal;
         Ok(Self {

@@ -291,6 +291,7 @@ impl Runs {
         tracing::error!(
             name: "run.end",
             event = "run.end",
+            request_id = run.request_id.as_deref(),
             run_id = %run.id,
             session_id = run.session_id.as_ref().map(tracing::field::display),
             principal = run.principal.as_str(),
@@ -432,6 +433,7 @@ fn tell(
     tracing::info!(
         name: "run.end",
         event = "run.end",
+        request_id = run.request_id.as_deref(),
         run_id = %run.id,
         session_id = run.session_id.as_ref().map(tracing::field::display),
         principal = run.principal.as_str(),

@@ -74,6 +74,8 @@ pub struct Run {
     pub(crate) cancel: CancellationToken,
     /// Cancelled: the last event is in the log.
     pub(crate) over: CancellationToken,
+    /// The id of the request that started it, for the log.
+    request_id: Option<Arc<str>>,
     /// How far other gateways have been told of it.
     mirrored: fleet::Mirrored,
     /// How it ended.
@@ -138,6 +140,7 @@ impl Run {
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
             mirrored: fleet::Mirrored::default(),
+            request_id: None,
             ended: OnceLock::new(),
         })
     }

@@ -130,6 +130,7 @@ fn order(session: &str, message: &str) -> Order {
         idempotency: None,
         may_name_sessions: true,
         trace: None,
+        request_id: None,
     }
 }
 

@@ -363,6 +363,7 @@ pub(super) mod tests {
             idempotency: None,
             cancel: tokio_util::sync::CancellationToken::new(),
             over: tokio_util::sync::CancellationToken::new(),
+            request_id: None,
             mirrored: crate::run::fleet::Mirrored::default(),
             ended: std::sync::OnceLock::new(),
         })

@@ -78,6 +78,8 @@ pub struct Order {
     pub may_name_sessions: bool,
     /// What it is part of.
     pub trace: Option<TraceContext>,
+    /// The id of the request that orders it, for the log.
+    pub request_id: Option<Arc<str>>,
 }
 
 impl Runs {
@@ -151,6 +153,7 @@ impl Runs {
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
             mirrored: Mirrored::default(),
+            request_id: order.request_id,
             ended: OnceLock::new(),
         });
         let called = match self.admit(&run, order.on_busy, order.permit.concurrent_runs).await? {

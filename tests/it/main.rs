@@ -41,6 +41,7 @@ mod metrics;
 mod process;
 mod queueing;
 mod replicas;
+mod request_log;
 mod runs;
 mod sessions;
 mod stores;

@@ -48,7 +48,7 @@ impl Names {
 }
 
 /// Whether this is the origin of a page of this machine's.
-pub(super) fn local_page(origin: &str) -> bool {
+pub(in crate::http) fn local_page(origin: &str) -> bool {
     let authority = origin.strip_prefix("http://").and_then(split);
     authority.is_some_and(|(host, _)| matches!(host, "localhost" | "127.0.0.1"))
 }

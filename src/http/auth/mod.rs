@@ -8,7 +8,7 @@ use axum::{
 };
 use jiff::Timestamp;
 
-use super::{Front, error::Refusal, limits, query::decode};
+use super::{Front, error::Refusal, limits, query::decode, request_log::KnownCaller};
 use crate::{
     chat::Principal,
     error::{Error, ErrorCode},
@@ -135,6 +135,7 @@ impl FromRequestParts<Front> for Caller {
     async fn from_request_parts(parts: &mut Parts, front: &Front) -> Result<Self, Refusal> {
         sane(parts, front)?;
         let caller = known(&parts.headers, front).await?;
+        KnownCaller::set(&parts.extensions, &caller.principal);
         limits::count(&caller, parts, front).await?;
         Ok(caller)
     }

@@ -1,8 +1,9 @@
 //! Which pages may make a browser ask: what a browser sends by itself is not what its user wants.
 
-use axum::http::{HeaderMap, Method, header, request::Parts, uri::Authority};
+use axum::http::{HeaderMap, Method, Uri, header, request::Parts, uri::Authority};
 
 use super::Access;
+pub(in crate::http) use super::host::local_page as is_local_page;
 use crate::error::{Error, ErrorCode};
 
 /// Refuses what a page of another site made a browser send: an image, a form, a link, whatever needs no leave (CORS keeps
@@ -23,7 +24,10 @@ pub(super) fn admit(parts: &Parts, access: &Access, allowed: &[String]) -> Resul
     let foreign = match header("sec-fetch-site") {
         "cross-site" => true,
         // A browser that opens a WebSocket, or asks a name without TLS, says no more than whose page it is.
-        "" => parts.method == Method::GET && path == STARTS && !origin.is_empty() && !ours(origin, parts),
+        "" => {
+            let starts = parts.method == Method::GET && path == STARTS && !origin.is_empty();
+            starts && !is_origin_of(origin, &parts.uri, &parts.headers)
+        }
         _ => false,
     };
     let link = path.starts_with("/artifacts/") && header("sec-fetch-mode") == "navigate";
@@ -37,10 +41,10 @@ pub(super) fn admit(parts: &Parts, access: &Access, allowed: &[String]) -> Resul
 /// The path where a GET starts a run.
 const STARTS: &str = "/chat/sse";
 
-/// Whether an origin is the one that is asked.
-fn ours(origin: &str, parts: &Parts) -> bool {
-    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = parts.uri.authority().map(Authority::as_str).or(host).unwrap_or("");
+/// Whether an origin is the one that a request of this address and these headers asks.
+pub(in crate::http) fn is_origin_of(origin: &str, uri: &Uri, headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = uri.authority().map(Authority::as_str).or(host).unwrap_or("");
     let page = origin.split_once("://").map_or("", |(_, page)| page);
     !page.is_empty() && page.eq_ignore_ascii_case(host)
 }
