@@ -40,13 +40,15 @@ impl Fields {
 
     /// Takes a field, whatever it is. `null` is a value that no field takes.
     pub fn take(&mut self, field: &str) -> Option<Value> {
-        self.left.remove(field)
+        self.left.shift_remove(field)
     }
 
-    /// What has not been taken, as JSON with its names in order.
+    /// The fields that have not been taken, as JSON with the names of every object sorted.
     #[must_use]
     pub fn canonical(&self) -> String {
-        serde_json::to_string(&self.left).unwrap_or_default()
+        let mut left = Value::Object(self.left.clone());
+        left.sort_all_objects();
+        left.to_string()
     }
 
     /// Takes an object.
@@ -154,4 +156,31 @@ pub fn no_nul(field: &str, text: &str) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_canonical_form_does_not_depend_on_the_order_of_names() {
+        let sent = json!({"z": [{"d": 1, "c": 2}], "message": "Hi", "a": {"y": null, "x": true}});
+        let again = json!({"a": {"x": true, "y": null}, "z": [{"c": 2, "d": 1}], "message": "Hi"});
+        let canonical = |body: Value| Fields::of_body(body).unwrap().canonical();
+        let expected = r#"{"a":{"x":true,"y":null},"message":"Hi","z":[{"c":2,"d":1}]}"#;
+        assert_eq!(canonical(sent), expected);
+        assert_eq!(canonical(again), expected);
+        let other = json!({"z": [{"c": 1, "d": 2}], "message": "Hi", "a": {"y": null, "x": true}});
+        assert_ne!(canonical(other), expected);
+    }
+
+    #[test]
+    fn taking_a_field_leaves_the_others_in_their_order() {
+        let body = json!({"message": "Hi", "zeta": 1, "beta": 2, "alpha": 3});
+        let mut fields = Fields::of_body(body).unwrap();
+        fields.take("message");
+        assert_eq!(fields.end().unwrap_err().field.as_deref(), Some("zeta"));
+    }
 }

@@ -155,8 +155,8 @@ impl Dialect for Azure {
 fn older(body: &[u8]) -> Result<Vec<u8>, ProviderError> {
     let wrong = |e: serde_json::Error| ProviderError::new(Kind::Config, e.to_string());
     let mut body: Map<String, Value> = serde_json::from_slice(body).map_err(wrong)?;
-    body.remove("stream_options");
-    if let Some(limit) = body.remove("max_completion_tokens") {
+    body.shift_remove("stream_options");
+    if let Some(limit) = body.shift_remove("max_completion_tokens") {
         body.insert("max_tokens".into(), limit);
     }
     serde_json::to_vec(&body).map_err(wrong)

@@ -380,7 +380,8 @@ async fn what_is_appended_is_loaded_in_its_order(store: &Kept) {
 
 async fn a_message_comes_back_as_it_was(store: &Kept) {
     let (ada, s) = (ada(), id("A-b_c.d:9"));
-    let arguments = json!({"a": [1, {"b": null}], "c": "“é” \u{1F469}\u{200D}\u{1F469}", "n": 1.5})
+    // Not sorted: the order of keys is kept too.
+    let arguments = json!({"n": 1.5, "a": [1, {"z": 1, "b": null}], "c": "“é” \u{1F469}\u{200D}\u{1F469}"})
         .as_object()
         .unwrap()
         .clone();
@@ -402,7 +403,10 @@ async fn a_message_comes_back_as_it_was(store: &Kept) {
         Message::assistant("x".repeat(300_000), vec![]),
     ];
     add(store, &ada, &s, &messages).await;
-    assert_eq!(store.load(&ada, &s).await.unwrap().expect("the session").1, messages);
+    let loaded = store.load(&ada, &s).await.unwrap().expect("the session").1;
+    assert_eq!(loaded, messages);
+    let text = |messages: &[Message]| serde_json::to_string(messages).unwrap();
+    assert_eq!(text(&loaded), text(&messages));
 }
 
 async fn a_lost_race_is_a_conflict_and_writes_nothing_at_all(store: &Kept) {

@@ -4,6 +4,7 @@ mod calls_that_go_wrong;
 mod choosing;
 mod facts;
 mod in_every_dialect;
+mod key_order;
 mod rounds_without_end;
 mod stopping;
 

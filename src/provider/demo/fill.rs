@@ -111,17 +111,17 @@ impl Filler<'_> {
             return all;
         }
         let mut parts = Vec::new();
-        if let Some(Value::String(to)) = all.remove("$ref") {
+        if let Some(Value::String(to)) = all.shift_remove("$ref") {
             parts.extend(to.strip_prefix('#').and_then(|to| self.root.pointer(to)));
         }
         for word in ["anyOf", "oneOf"] {
             if let Some(Value::Array(branches)) = schema.get(word) {
-                all.remove(word);
+                all.shift_remove(word);
                 parts.extend(branches.first());
             }
         }
         if let Some(Value::Array(branches)) = schema.get("allOf") {
-            all.remove("allOf");
+            all.shift_remove("allOf");
             parts.extend(branches);
         }
         for part in parts {

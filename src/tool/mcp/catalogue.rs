@@ -103,9 +103,12 @@ pub(super) async fn list(server: &str, peer: &Peer<RoleClient>) -> Result<Vec<Li
 }
 
 impl Listed {
-    /// What tells it from what it was: SHA-256 of all that a model could see of it.
+    /// What tells it from what it was: SHA-256 of all that a model could see of it. The order of
+    /// keys is left out, because some servers list their tools from unordered maps.
     fn print(&self) -> Vec<u8> {
-        let all = json!([self.name, self.description, self.input_schema]).to_string();
+        let mut all = json!([self.name, self.description, self.input_schema]);
+        all.sort_all_objects();
+        let all = all.to_string();
         aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, all.as_bytes())
             .as_ref()
             .to_vec()
@@ -261,5 +264,29 @@ impl Catalogue {
             }
         }
         (pins, present)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(tool: &str) -> Listed {
+        serde_json::from_str(tool).unwrap()
+    }
+
+    #[test]
+    fn the_order_of_keys_reaches_the_model_and_is_no_drift() {
+        let listed_first = r#"{"name":"t","inputSchema":{"type":"object","properties":{"thoughts":{},"answer":{}}}}"#;
+        let sorted = r#"{"inputSchema":{"properties":{"answer":{},"thoughts":{}},"type":"object"},"name":"t"}"#;
+        let other = r#"{"name":"t","inputSchema":{"type":"object","properties":{"thoughts":{},"reply":{}}}}"#;
+        assert_eq!(listed(listed_first).print(), listed(sorted).print());
+        assert_ne!(listed(listed_first).print(), listed(other).print());
+        let definition = listed(listed_first).definition(&Secrets::default()).unwrap();
+        let parameters = definition.parameters.to_string();
+        assert!(
+            parameters.contains(r#""properties":{"thoughts":{},"answer":{}}"#),
+            "{parameters}"
+        );
     }
 }
