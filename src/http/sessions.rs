@@ -76,7 +76,12 @@ pub async fn create(
         created_at: now,
         updated_at: now,
     };
+    let asked = session.user_id.clone();
     let made = store.create(&caller.principal, session).await?;
+    // Another request may have created it in the same moment, for another user.
+    if made.user_id != asked {
+        return Err(Error::not_found().into());
+    }
     Ok((StatusCode::CREATED, Json(shown(made))).into_response())
 }
 

@@ -177,7 +177,7 @@ impl Runs {
         };
         let (version, truncated) = match driven.recalled {
             Recalled::Now { version, truncated } => (Some(version), truncated),
-            Recalled::Nothing | Recalled::Later(_) | Recalled::Known(_) => (None, false),
+            Recalled::Nothing | Recalled::Later(_) | Recalled::Known(_) | Recalled::OtherAgent(_) => (None, false),
         };
         let commit = run
             .session_id

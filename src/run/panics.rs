@@ -24,7 +24,7 @@ use crate::{
     limit::Common,
     provider::{ChunkStream, Provider, ProviderError, Providers, Unsupported},
     store::{
-        ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session,
+        ArtifactRecord, ArtifactStore, Begun, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim,
         SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
         artifact::Due,
         memory::Memory,
@@ -327,8 +327,8 @@ impl SessionStore for Brittle {
 }
 
 impl RunStore for Brittle {
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, entry: Entry) -> Later<'a, Begun> {
-        self.within.begin(run, user_id, entry)
+    fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> Later<'a, Begun> {
+        self.within.begin(run, claim)
     }
     fn take<'a>(&'a self, principal: &'a Principal, session: &'a SessionId, run: RunId) -> Later<'a, Option<i64>> {
         self.within.take(principal, session, run)

@@ -11,7 +11,7 @@ use super::{OnBusy, Run, Runs, registry::session_busy, start::record};
 use crate::{
     chat::{ChatRequest, Message, RunId, SessionId, history},
     error::{Error, ErrorCode},
-    store::{Begun, Entry, Session},
+    store::{Begun, Entry, Session, SessionClaim},
 };
 
 /// How often a run asks whether it holds its session, where another gateway's run does.
@@ -24,6 +24,8 @@ pub(super) struct Asked {
     /// Whether it names one.
     pub(super) known_session: bool,
     pub(super) user_id: Option<String>,
+    /// The agent that the session must have, where the order names none.
+    pub(super) session_agent: Option<String>,
     pub(super) may_name_sessions: bool,
     pub(super) on_busy: OnBusy,
 }
@@ -43,6 +45,8 @@ pub(super) enum Recalled {
     Later(Until),
     /// There is no run to begin: its key started this one already, at another gateway.
     Known(RunId),
+    /// There is no run to begin: the session has this agent, and the run was prepared for another.
+    OtherAgent(String),
 }
 
 /// What a run waits for that does not hold its session, or not for certain.
@@ -56,20 +60,25 @@ pub(super) enum Until {
 }
 
 impl Asked {
-    /// Whether the order may go on with this session, or make it.
-    fn may_use(&self, session: Option<&Session>) -> Result<(), Error> {
-        let strange = match session {
-            Some(session) => self.user_id.as_ref().is_some_and(|user| *user != session.user_id),
-            None => self.known_session && !self.may_name_sessions,
-        };
-        if strange { Err(Error::not_found()) } else { Ok(()) }
+    /// Whether the order may go on with this session, or make it, as far as is known before the store has decided.
+    pub(super) fn may_use(&self, session: Option<&Session>) -> Result<(), Error> {
+        let session = session.map(|session| (&*session.user_id, &*session.agent));
+        match self.claim().refusal(session) {
+            Some(Begun::NotFound) => Err(Error::not_found()),
+            _ => Ok(()),
+        }
     }
 
-    fn entry(&self) -> Entry {
-        match self.on_busy {
-            OnBusy::Reject => Entry::Alone,
-            OnBusy::Queue => Entry::Line,
-            OnBusy::Interrupt => Entry::Front,
+    fn claim(&self) -> SessionClaim<'_> {
+        SessionClaim {
+            user_id: self.user_id.as_deref(),
+            agent: self.session_agent.as_deref(),
+            may_create: !self.known_session || self.may_name_sessions,
+            entry: match self.on_busy {
+                OnBusy::Reject => Entry::Alone,
+                OnBusy::Queue => Entry::Line,
+                OnBusy::Interrupt => Entry::Front,
+            },
         }
     }
 }
@@ -80,7 +89,7 @@ impl Runs {
     pub(super) async fn recall(
         &self,
         run: &Run,
-        asked_by: Asked,
+        asked_by: &Asked,
         called: Option<oneshot::Receiver<()>>,
         request: &mut ChatRequest,
     ) -> Result<Recalled, Error> {
@@ -91,16 +100,17 @@ impl Runs {
             (None, true) => self.store.load(&run.principal, session_id).await?,
             _ => None,
         };
-        match (&called, &loaded) {
-            (None, loaded) => asked_by.may_use(loaded.as_ref().map(|(session, _)| session))?,
-            (Some(_), _) => asked_by.may_use(self.store.session(&run.principal, session_id).await?.as_ref())?,
-        }
-        let entry = asked_by.entry();
-        let user_id = asked_by.user_id.unwrap_or_else(|| "anonymous".to_owned());
-        let begun = self.store.begin(&record(run, session_id), &user_id, entry).await?;
+        let claim = asked_by.claim();
+        let begun = self.store.begin(&record(run, session_id), claim).await?;
         // From here on there is a row: nothing may fail, or be waited for, before the run's task has it.
+        let entered = matches!(begun, Begun::At(_) | Begun::Waiting);
+        if entered && asked_by.on_busy == OnBusy::Interrupt {
+            self.registry.interrupt(run);
+        }
         match (begun, called) {
             (Begun::Known(known), _) => Ok(Recalled::Known(known)),
+            (Begun::NotFound, _) => Err(Error::not_found()),
+            (Begun::OtherAgent(agent), _) => Ok(Recalled::OtherAgent(agent)),
             (Begun::Busy(active), _) => Err(session_busy(active)),
             (Begun::At(_), Some(called)) if !self.store.shared() => Ok(Recalled::Later(Until::Called(called))),
             // The store lets it go before those of this gateway that came a moment earlier.
@@ -124,7 +134,7 @@ impl Runs {
                 Ok(Recalled::Now { version, truncated })
             }
             // Who interrupts goes before all that queue here.
-            (Begun::Waiting, _) if entry == Entry::Front => Ok(Recalled::Later(Until::Stopped)),
+            (Begun::Waiting, _) if claim.entry == Entry::Front => Ok(Recalled::Later(Until::Stopped)),
             (Begun::Waiting, called) => Ok(Recalled::Later(called.map_or(Until::Free, Until::Called))),
         }
     }

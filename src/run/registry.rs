@@ -145,15 +145,7 @@ impl Registry {
                 Some(line) if on_busy == OnBusy::Reject || line.waiting.len() >= LINE => {
                     return Err(session_busy(line.holder));
                 }
-                Some(line) => {
-                    let holder = Some(line.holder).filter(|_| !self.shared);
-                    for stopped in line.interrupted_by(on_busy, holder) {
-                        if let Some(stopped) = books.runs.get(&stopped) {
-                            stopped.cancel.cancel();
-                        }
-                    }
-                    admission = Admission::Waits(line.join(run.id, on_busy));
-                }
+                Some(line) => admission = Admission::Waits(line.join(run.id, on_busy)),
             }
         }
         if let Some(key) = key {
@@ -163,6 +155,26 @@ impl Registry {
         *books.of.entry(run.principal.clone()).or_default() += 1;
         books.runs.insert(run.id, run.clone());
         Ok(admission)
+    }
+
+    /// Stops the runs that a waiting one interrupts: the holder of its session, where this gateway knows that, and those
+    /// that interrupt as well and came before. Called after the store has admitted the run to the session, because
+    /// nobody may stop the run of a session that is not theirs.
+    pub fn interrupt(&self, run: &Run) {
+        let books = self.books();
+        let session = run.session_id.clone().map(|id| (run.principal.clone(), id));
+        let Some(line) = session.and_then(|session| books.sessions.get(&session)) else {
+            return;
+        };
+        let Some(place) = line.waiting.iter().position(|waiter| waiter.run == run.id) else {
+            return;
+        };
+        let holder = Some(line.holder).filter(|_| !self.shared);
+        for stopped in line.interrupted_by(place, holder) {
+            if let Some(stopped) = books.runs.get(&stopped) {
+                stopped.cancel.cancel();
+            }
+        }
     }
 
     /// Whether this gateway has room for one more run, whosever it is.
@@ -333,16 +345,12 @@ impl Registry {
 }
 
 impl Line {
-    /// The runs that a newcomer stops: the one that is known to hold the session, and those that were to stop it and have
-    /// not begun.
-    fn interrupted_by(&self, on_busy: OnBusy, holder: Option<RunId>) -> Vec<RunId> {
-        match on_busy {
-            OnBusy::Interrupt => {
-                let others = self.waiting.iter().filter(|w| w.on_busy == OnBusy::Interrupt);
-                holder.into_iter().chain(others.map(|w| w.run)).collect()
-            }
-            OnBusy::Reject | OnBusy::Queue => Vec::new(),
-        }
+    /// The runs that are stopped by one that interrupts from this place in the line: the one that is known to hold the
+    /// session, and those before it that were to stop it and have not begun.
+    fn interrupted_by(&self, place: usize, holder: Option<RunId>) -> Vec<RunId> {
+        let before = self.waiting.iter().take(place);
+        let others = before.filter(|waiter| waiter.on_busy == OnBusy::Interrupt);
+        holder.into_iter().chain(others.map(|waiter| waiter.run)).collect()
     }
 
     /// A newcomer's place: at the end, or, if it interrupts, before all that queue.
@@ -400,9 +408,12 @@ impl Books {
     /// How many runs of its own session a newcomer is to stop. They are about to go, and do not stand in its way: or who
     /// may have one run could never interrupt it.
     fn stopped_by(&self, run: &Run, on_busy: OnBusy) -> usize {
+        if on_busy != OnBusy::Interrupt {
+            return 0;
+        }
         let session = run.session_id.clone().map(|id| (run.principal.clone(), id));
         let line = session.and_then(|session| self.sessions.get(&session));
-        line.map_or(0, |line| line.interrupted_by(on_busy, Some(line.holder)).len())
+        line.map_or(0, |line| line.interrupted_by(usize::MAX, Some(line.holder)).len())
     }
 
     fn forget(&mut self, id: RunId) {

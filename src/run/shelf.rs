@@ -281,7 +281,7 @@ pub(super) mod tests {
         agent::{Agents, Shelf as _},
         provider::Providers,
         run::{Limits, OnCancel, OnDisconnect, log::Log},
-        store::{RunRecord, RunStatus, memory::Memory, relay::Relay},
+        store::{Entry, RunRecord, RunStatus, SessionClaim, memory::Memory, relay::Relay},
     };
 
     const LIFE: Duration = Duration::from_secs(60);
@@ -345,7 +345,7 @@ pub(super) mod tests {
         };
         if session.is_some() {
             runs.store
-                .begin(&record, "u", crate::store::Entry::Alone)
+                .begin(&record, SessionClaim::new("u", Entry::Alone))
                 .await
                 .unwrap();
         }

@@ -26,7 +26,7 @@ use crate::{
     error::{Error, ErrorCode},
     limit::Common,
     store::{
-        KEY_LIFE, RunRecord, RunStatus,
+        KEY_LIFE, RunRecord, RunStatus, Session, conflict,
         tally::{Counting, Place},
     },
     telemetry::trace::TraceContext,
@@ -82,6 +82,13 @@ pub struct Order {
     pub request_id: Option<Arc<str>>,
 }
 
+/// The outcome of an attempt to start a run.
+enum Attempt {
+    Started(Arc<Run>),
+    /// The session was created for this agent after it had been looked for, and the order names none.
+    OtherAgent(String),
+}
+
 impl Runs {
     /// Starts a run; or finds the one that the order's key started before. When the future is dropped, there is a run only
     /// if it had begun.
@@ -96,7 +103,51 @@ impl Runs {
             self.meters.idempotent_hit();
             return Ok(known);
         }
-        let agent = order.permit.agent(&self.agents, order.agent.as_deref())?.clone();
+        let session = match &order.session_id {
+            Some(id) => self.store.session(&order.principal, id).await?,
+            None => None,
+        };
+        // A session that is created meanwhile may have another agent than the default one.
+        let open = order.session_id.is_some() && session.is_none() && order.agent.is_none();
+        let again = open.then(|| order.clone());
+        match (self.attempt(order, session.as_ref(), None).await?, again) {
+            (Attempt::Started(run), _) => Ok(run),
+            (Attempt::OtherAgent(agent), Some(order)) => match self.attempt(order, None, Some(agent)).await? {
+                Attempt::Started(run) => Ok(run),
+                Attempt::OtherAgent(_) => Err(conflict()),
+            },
+            (Attempt::OtherAgent(_), None) => Err(conflict()),
+        }
+    }
+
+    /// Starts a run in the session as it was when it was looked for. `session_agent` is its agent, where it was created
+    /// after that.
+    async fn attempt(
+        self: &Arc<Self>,
+        order: Order,
+        session: Option<&Session>,
+        session_agent: Option<String>,
+    ) -> Result<Attempt, Error> {
+        let session_agent = session_agent.or_else(|| session.map(|session| session.agent.clone()));
+        // An agent that is not configured any more cannot answer; the default one does.
+        let own = session_agent.as_deref().filter(|agent| self.agents.get(agent).is_ok());
+        let agent = order.permit.agent(&self.agents, order.agent.as_deref().or(own))?;
+        let agent = agent.clone();
+        let known_session = order.session_id.is_some();
+        let session_agent = match order.agent {
+            Some(_) => None,
+            None => known_session.then(|| session_agent.unwrap_or_else(|| agent.name.clone())),
+        };
+        let asked_by = Asked {
+            known_session,
+            user_id: order.user_id,
+            session_agent,
+            may_name_sessions: order.may_name_sessions,
+            on_busy: order.on_busy,
+        };
+        if known_session {
+            asked_by.may_use(session)?;
+        }
         let model = agent.model(order.model.as_deref())?;
         let candidates = self.candidates(&agent, &model, order.model.as_deref())?;
         let (tools, denied) = self.tools.admitted(&agent.tools, order.permit.tools.as_deref());
@@ -135,7 +186,6 @@ impl Runs {
             )
         })?;
 
-        let known_session = order.session_id.is_some();
         let run = Arc::new(Run {
             id: RunId::new(),
             principal: order.principal,
@@ -156,12 +206,12 @@ impl Runs {
             request_id: order.request_id,
             ended: OnceLock::new(),
         });
-        let called = match self.admit(&run, order.on_busy, order.permit.concurrent_runs).await? {
+        let called = match self.admit(&run, &asked_by, order.permit.concurrent_runs).await? {
             Admission::Admitted => None,
             Admission::Waits(called) => Some(called),
             Admission::Known(known) => {
                 self.meters.idempotent_hit();
-                return Ok(known);
+                return Ok(Attempt::Started(known));
             }
         };
         let mut place = Admitted {
@@ -170,17 +220,12 @@ impl Runs {
             begun: false,
         };
 
-        let asked_by = Asked {
-            known_session,
-            user_id: order.user_id,
-            may_name_sessions: order.may_name_sessions,
-            on_busy: order.on_busy,
-        };
-        let recalled = match self.recall(&run, asked_by, called, &mut request).await? {
+        let recalled = match self.recall(&run, &asked_by, called, &mut request).await? {
             Recalled::Known(id) => {
                 self.meters.idempotent_hit();
-                return self.known_elsewhere(&run, id).await;
+                return self.known_elsewhere(&run, id).await.map(Attempt::Started);
             }
+            Recalled::OtherAgent(agent) => return Ok(Attempt::OtherAgent(agent)),
             recalled => recalled,
         };
 
@@ -200,12 +245,13 @@ impl Runs {
             recalled,
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));
-        Ok(run)
+        Ok(Attempt::Started(run))
     }
 
     /// Lets a run in, or finds the one that its key started. One that came with the same key and is not under way yet may
     /// come to nothing, for one because another gateway was first: then it is asked again.
-    async fn admit(&self, run: &Arc<Run>, on_busy: OnBusy, own: usize) -> Result<Admission, Error> {
+    async fn admit(&self, run: &Arc<Run>, asked_by: &Asked, own: usize) -> Result<Admission, Error> {
+        let on_busy = asked_by.on_busy;
         for _ in 0..TRIES {
             let place = match self.enter(run, on_busy, own).await {
                 // Unless it is the run of this key that has the last place.
@@ -215,10 +261,16 @@ impl Runs {
                 }
                 place => place?,
             };
-            match self.registry.admit(run, on_busy, &self.limits, own)? {
-                Admission::Known(known) if !self.registry.begins(&known).await => {}
-                Admission::Known(known) => return Ok(Admission::Known(known)),
-                admitted => {
+            match self.registry.admit(run, on_busy, &self.limits, own) {
+                Err(busy) if busy.code == ErrorCode::SessionBusy => {
+                    if self.is_busy_with(run, asked_by, &busy).await? {
+                        return Err(busy);
+                    }
+                }
+                Err(refused) => return Err(refused),
+                Ok(Admission::Known(known)) if !self.registry.begins(&known).await => {}
+                Ok(Admission::Known(known)) => return Ok(Admission::Known(known)),
+                Ok(admitted) => {
                     place.into_iter().for_each(Entered::keep);
                     return Ok(admitted);
                 }
@@ -229,9 +281,26 @@ impl Runs {
         }
         let crowded = Error::new(
             ErrorCode::StoreUnavailable,
-            "The run that this key started could not begin.",
+            "Other runs of this key or session could not begin.",
         );
         Err(crowded.retry_after(Duration::from_secs(1)))
+    }
+
+    /// Whether the session that this gateway's register has as busy is there. It may be about to be created, for another
+    /// user too, or its first run may have come to nothing.
+    ///
+    /// # Errors
+    /// `not_found` for a session of another user.
+    async fn is_busy_with(&self, run: &Run, asked_by: &Asked, busy: &Error) -> Result<bool, Error> {
+        if let Some(holder) = busy.run_id.and_then(|holder| self.registry.any(holder)) {
+            self.registry.begins(&holder).await;
+        }
+        let Some(id) = &run.session_id else { return Ok(true) };
+        let session = self.store.session(&run.principal, id).await?;
+        if session.is_some() {
+            asked_by.may_use(session.as_ref())?;
+        }
+        Ok(session.is_some())
     }
 
     /// Asks the other gateways for a place, where the caller may have so many runs; before the run interrupts anything.

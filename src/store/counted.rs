@@ -6,8 +6,9 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{
-    ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage,
-    SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due, session::Loaded,
+    ArtifactRecord, ArtifactStore, Begun, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim,
+    SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due,
+    session::Loaded,
 };
 use crate::{
     chat::{ArtifactId, Principal, RunId, SessionId},
@@ -85,7 +86,7 @@ impl SessionStore for Counted {
 
 impl RunStore for Counted {
     counted! {
-        begin(run: &'a RunRecord, user_id: &'a str, entry: Entry) -> Begun;
+        begin(run: &'a RunRecord, claim: SessionClaim<'a>) -> Begun;
         take(principal: &'a Principal, session: &'a SessionId, run: RunId) -> Option<i64>;
         running(principal: &'a Principal, session: &'a SessionId) -> Vec<RunId>;
         run(principal: &'a Principal, id: RunId) -> Option<RunRecord>;

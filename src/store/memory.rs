@@ -8,8 +8,9 @@ use std::{
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    ArtifactRecord, ArtifactStore, Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage,
-    SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due, conflict, session::Loaded,
+    ArtifactRecord, ArtifactStore, Begun, Commit, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, Session,
+    SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due,
+    conflict, session::Loaded,
 };
 use crate::{
     chat::{ArtifactId, Message, Principal, RunId, SessionId},
@@ -203,8 +204,13 @@ impl SessionStore for Memory {
 
 impl RunStore for Memory {
     /// At once, whatever the entry: one process has this store, and its register of runs lets one at a time come here.
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, _: Entry) -> BoxFuture<'a, Result<Begun, Error>> {
+    fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> BoxFuture<'a, Result<Begun, Error>> {
         let mut shelves = self.shelves();
+        let known = shelves.sessions.get(&key(&run.principal, &run.session_id));
+        let known = known.map(|(session, _)| (&*session.user_id, &*session.agent));
+        if let Some(refused) = claim.refusal(known) {
+            return Box::pin(ready(Ok(refused)));
+        }
         let version = shelves.version();
         let (session, _) = shelves
             .sessions
@@ -212,7 +218,7 @@ impl RunStore for Memory {
             .or_insert_with(|| {
                 let session = Session {
                     id: run.session_id.clone(),
-                    user_id: user_id.to_owned(),
+                    user_id: claim.user_id.unwrap_or(NO_USER).to_owned(),
                     agent: run.agent.clone(),
                     metadata: BTreeMap::new(),
                     message_count: 0,

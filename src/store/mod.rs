@@ -32,7 +32,7 @@ pub mod ticket;
 
 pub use artifact::{ArtifactRecord, ArtifactStore};
 pub use blobs::Blobs;
-pub use run::{Begun, Entry, KEY_LIFE, RunEnd, RunRecord, RunStatus, RunStore};
+pub use run::{Begun, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim};
 pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, StoredMessage};
 pub use ticket::{TicketRecord, TicketStore, TicketUse};
 

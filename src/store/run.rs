@@ -106,8 +106,51 @@ pub enum Entry {
     Front,
 }
 
+/// The session that a new run asks for, and what must be true of it. The store checks it in the step that writes the
+/// run's row, because another request may create the session at any moment before that.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionClaim<'a> {
+    /// The user that the session must belong to; `None`: any. A new session without one belongs to [`NO_USER`].
+    pub user_id: Option<&'a str>,
+    /// The agent that the session must have; `None`: any. A new session gets the run's agent.
+    pub agent: Option<&'a str>,
+    /// Whether the session is created if there is none.
+    pub may_create: bool,
+    /// How the run asks for it.
+    pub entry: Entry,
+}
+
+/// The user of a session that was created without one.
+pub const NO_USER: &str = "anonymous";
+
+impl<'a> SessionClaim<'a> {
+    /// A claim to a session of this user, which is created if there is none.
+    #[must_use]
+    pub fn new(user_id: &'a str, entry: Entry) -> Self {
+        Self {
+            user_id: Some(user_id),
+            agent: None,
+            may_create: true,
+            entry,
+        }
+    }
+
+    /// The reason why the session, given by its user and its agent, cannot be used; `None` if it can.
+    #[must_use]
+    pub fn refusal(&self, session: Option<(&str, &str)>) -> Option<Begun> {
+        let Some((user_id, agent)) = session else {
+            return (!self.may_create).then_some(Begun::NotFound);
+        };
+        if self.user_id.is_some_and(|claimed| claimed != user_id) {
+            return Some(Begun::NotFound);
+        }
+        let other_agent = self.agent.is_some_and(|claimed| claimed != agent);
+        other_agent.then(|| Begun::OtherAgent(agent.to_owned()))
+    }
+}
+
 /// What became of a run that asked for its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
     /// Its row is written and it holds the session, which has this version.
     At(i64),
@@ -117,18 +160,22 @@ pub enum Begun {
     Waiting,
     /// Nothing is written: its idempotency key means this run.
     Known(RunId),
+    /// Nothing is written: there is no such session for this user.
+    NotFound,
+    /// Nothing is written: the session has this agent, which is not the claimed one.
+    OtherAgent(String),
 }
 
 /// Keeps runs.
 ///
 /// A store that several gateways share sees to it that a session is held by one run at a time, and that an idempotency
 /// key means one run: a run's row holds them from `begin` (or `take`) until it is no longer `running`. A store that
-/// belongs to one process need not, because there the register of runs has seen to both before it asks the store: it
-/// always answers [`Begun::At`].
+/// belongs to one process need not, because there the register of runs has seen to both before it asks the store. Every
+/// store checks the claim.
 pub trait RunStore: Send + Sync {
     /// Writes a new run's row, and its session's if there is none yet. Survives the process, need not survive a power
     /// failure: it costs no wait for the disk.
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, entry: Entry) -> BoxFuture<'a, Result<Begun, Error>>;
+    fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> BoxFuture<'a, Result<Begun, Error>>;
 
     /// A run that waits in line asks whether it is its turn. It is if nobody holds the session and nobody who is still
     /// running waits before it: under an earlier id, those of [`Entry::Front`] first; the run holds the session then, and gets its version.

@@ -20,7 +20,7 @@ use self::{
     write::{Fate, Op, QUEUE, TurnRows, Write, Writer, late},
 };
 use super::{
-    Begun, Commit, Entry, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionPage, SessionStore, Store,
+    Begun, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim, SessionPage, SessionStore, Store,
     StoredMessage, conflict,
     session::Loaded,
     sql::{Columns, broken, parse, read_message, read_run, read_session, status_word, unavailable},
@@ -44,6 +44,8 @@ const STALLED: Duration = Duration::from_secs(10);
 const HURRIED: Duration = Duration::from_secs(1);
 /// How long a turn's outcome is waited for when it can no more be taken back.
 const OUTCOME: Duration = Duration::from_secs(50);
+/// How often a run asks for its session before it gives up: each time, what was in the way was gone when looked for.
+const TRIES: usize = 5;
 /// Connections for reading.
 const READERS: u32 = 4;
 
@@ -332,12 +334,30 @@ impl SessionStore for Sqlite {
 
 impl RunStore for Sqlite {
     /// At once, whatever the entry: one process has this file, and its register of runs lets one at a time come here.
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, _: Entry) -> BoxFuture<'a, Result<Begun, Error>> {
-        let op = Op::Begin {
-            run: Box::new(run.clone()),
-            user_id: user_id.to_owned(),
-        };
-        Box::pin(async { self.write(op).await.map(Begun::At) })
+    fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> BoxFuture<'a, Result<Begun, Error>> {
+        Box::pin(async move {
+            for _ in 0..TRIES {
+                let op = Op::Begin {
+                    run: Box::new(run.clone()),
+                    user_id: claim.user_id.map(str::to_owned),
+                    agent: claim.agent.map(str::to_owned),
+                    may_create: claim.may_create,
+                };
+                let version = self.write(op).await?;
+                if version != 0 {
+                    return Ok(Begun::At(version));
+                }
+                let session = self.session(&run.principal, &run.session_id).await?;
+                let session = session.as_ref().map(|session| (&*session.user_id, &*session.agent));
+                if let Some(refused) = claim.refusal(session) {
+                    return Ok(refused);
+                }
+            }
+            Err(Error::new(
+                ErrorCode::StoreUnavailable,
+                "The session was created and erased too often.",
+            ))
+        })
     }
 
     fn take<'a>(

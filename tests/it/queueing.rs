@@ -110,6 +110,115 @@ async fn ten_wait_in_the_order_in_which_they_came() {
     assert_eq!(kept(&gateway).await, expected.flatten().collect::<Vec<_>>());
 }
 
+/// Two users name the same new session at the same moment, again and again. Each session is answered for one of them; the
+/// other one learns nothing, stops nothing, and its model is never asked.
+async fn one_owner(gateways: [&impl Place; 2], upstream: &Upstream) {
+    let before = upstream.calls();
+    for round in 0..30 {
+        let on_busy = ["queue", "interrupt", "reject"][round % 3];
+        let ask = |user: usize| {
+            let (session, message) = (format!("n{round}"), format!("{round} of {user}"));
+            let body =
+                json!({"message": message, "session_id": session, "user_id": format!("u{user}"), "on_busy": on_busy});
+            async move { post(gateways[user], "/chat", body).await }
+        };
+        let (first, second) = tokio::join!(ask(0), ask(1));
+        let mut statuses = [first.status, second.status];
+        let owner = usize::from(statuses[0] == 404);
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 404], "{round}, {on_busy}");
+        let session = get(gateways[0], &format!("/sessions/n{round}")).await.expect(200).await;
+        let session = session.json().await;
+        assert_eq!(
+            (&session["user_id"], &session["message_count"]),
+            (&json!(format!("u{owner}")), &json!(2)),
+            "{round}, {on_busy}"
+        );
+        assert_eq!(
+            question(upstream.requests().last().unwrap()),
+            format!("{round} of {owner}")
+        );
+    }
+    assert_eq!(upstream.calls() - before, 30, "the other one's model was asked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_that_two_users_name_at_once_is_one_users() {
+    let gate = Gate::new("never");
+    let upstream = upstream(&gate).await;
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = format!("[store]\nurl = \"sqlite://{}/s.db\"", folder.path().display());
+    for store in ["[store]\nurl = \"memory:\"", &sqlite] {
+        let gateway = Gateway::with(&upstream).toml(store).start().await;
+        one_owner([&gateway, &gateway], &upstream).await;
+    }
+    let Some(database) = crate::stores::Database::make().await else {
+        return;
+    };
+    let (url, base_url) = (database.url("lease=10s"), upstream.base_url());
+    let env = [
+        ("OPENAI_API_KEY", "test-key"),
+        ("OPENAI_BASE_URL", &base_url),
+        ("SLUICEGATE_MODEL", "openai/test-model"),
+        ("SLUICEGATE__STORE__URL", &url),
+    ];
+    let (a, b) = (Process::start(&env, &[]).await, Process::start(&env, &[]).await);
+    one_owner([&a, &b], &upstream).await;
+}
+
+#[tokio::test]
+async fn nobody_stops_or_learns_of_the_run_of_another_users_session() {
+    let gate = Gate::new("the first one's end");
+    let upstream = upstream(&gate).await;
+    let gateway = Gateway::with(&upstream).start().await;
+    let first = hold(&gateway).await;
+    for on_busy in ["interrupt", "queue", "reject"] {
+        let mut body = body("mine", on_busy);
+        body["user_id"] = json!("somebody else");
+        let refused = post(&gateway, "/chat", body).await.expect(404).await.problem().await;
+        assert_eq!(refused, "not_found", "{on_busy}");
+    }
+    gate.open();
+    assert_eq!(first.transcript().await.text(), "partial whole");
+    assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_session_has_the_agent_that_it_was_created_with() {
+    let upstream =
+        Upstream::answering(|request| openai::answer(&[&request.json["messages"][0]["content"].to_string()])).await;
+    let gateway = Gateway::with(&upstream)
+        .toml("[agents.poet]\nmodel = \"openai/test-model\"\ninstructions = \"Rhyme.\"\n")
+        .start()
+        .await;
+    let created = json!({"session_id": "made", "agent": "poet"});
+    post(&gateway, "/sessions", created).await.expect(201).await;
+    let ask = async |session: &str, agent: Option<&str>, on_busy: &str| {
+        let mut body = json!({"message": "Hi", "session_id": session, "on_busy": on_busy});
+        if let Some(agent) = agent {
+            body["agent"] = json!(agent);
+        }
+        let answer = post(&gateway, "/chat", body).await.expect(200).await.json().await;
+        answer["agent"].as_str().expect("an agent").to_owned()
+    };
+    assert_eq!(ask("made", None, "reject").await, "poet");
+    assert_eq!(
+        ask("made", Some("assistant"), "reject").await,
+        "assistant",
+        "for this turn"
+    );
+    assert_eq!(ask("made", None, "reject").await, "poet");
+    assert_eq!(ask("new", None, "reject").await, "assistant");
+    // Whoever comes first names it, and the other one in the same moment goes by that.
+    for round in 0..20 {
+        let session = format!("n{round}");
+        let (first, second) = tokio::join!(ask(&session, Some("poet"), "queue"), ask(&session, None, "queue"));
+        assert_eq!(first, "poet");
+        let session = get(&gateway, &format!("/sessions/{session}")).await.expect(200).await;
+        assert_eq!(session.json().await["agent"], second);
+    }
+}
+
 #[tokio::test]
 async fn a_session_that_is_free_is_waited_for_by_nobody() {
     let gate = Gate::new("never");

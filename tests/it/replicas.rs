@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sluicegate::chat::{Message, Principal, SessionId};
 use sluicegate::error::ErrorCode;
-use sluicegate::store::{self, Begun, Entry, KEY_LIFE, RunRecord, RunStatus, Store};
+use sluicegate::store::{self, Begun, Entry, KEY_LIFE, RunRecord, RunStatus, SessionClaim, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -34,11 +34,17 @@ fn keyed(principal: &Principal, session: &SessionId, created_at: i64, key: &str)
 }
 
 async fn alone(store: &Shared, run: &RunRecord) -> Begun {
-    store.begin(run, "user", Entry::Alone).await.expect("an answer")
+    store
+        .begin(run, SessionClaim::new("user", Entry::Alone))
+        .await
+        .expect("an answer")
 }
 
 async fn in_line(store: &Shared, run: &RunRecord) -> Begun {
-    store.begin(run, "user", Entry::Line).await.expect("an answer")
+    store
+        .begin(run, SessionClaim::new("user", Entry::Line))
+        .await
+        .expect("an answer")
 }
 
 async fn take(store: &Shared, run: &RunRecord) -> Option<i64> {
@@ -191,6 +197,56 @@ async fn a_line_that_all_join_at_once_has_one_head() {
         19,
         "{answers:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_new_session_that_two_users_name_at_once_belongs_to_one() {
+    let Some(database) = Database::make().await else { return };
+    let stores = [open(&database).await, open(&database).await];
+    for (round, entry) in [Entry::Alone, Entry::Line, Entry::Front]
+        .iter()
+        .cycle()
+        .take(30)
+        .enumerate()
+    {
+        let s = id(&format!("s{round}"));
+        let runs: Vec<_> = (0..6).map(|_| run(&ada(), &s, 1_000)).collect();
+        let asked = runs.iter().enumerate().map(|(number, run)| {
+            let claim = SessionClaim::new(["grace", "hopper"][number % 2], *entry);
+            stores[number % 2].begin(run, claim)
+        });
+        // A session may also be created without a run.
+        let created = store::Session {
+            id: s.clone(),
+            user_id: "lovelace".into(),
+            agent: "assistant".into(),
+            metadata: Default::default(),
+            message_count: 0,
+            version: 0,
+            created_at: 1_000,
+            updated_at: 1_000,
+        };
+        let ada = ada();
+        let create = async {
+            if round % 2 == 1 {
+                stores[0].create(&ada, created).await.unwrap();
+            }
+        };
+        let (answers, ()) = tokio::join!(join_all(asked), create);
+        let owner = stores[0].session(&ada, &s).await.unwrap().expect("a session").user_id;
+        for (number, answer) in answers.into_iter().enumerate() {
+            let mine = owner == ["grace", "hopper"][number % 2];
+            let answer = answer.expect("an answer");
+            assert_eq!(
+                mine,
+                answer != Begun::NotFound,
+                "{round}: {owner}, {number}: {answer:?}"
+            );
+            let row = stores[0].run(&ada, runs[number].id).await.unwrap();
+            let entered = matches!(answer, Begun::At(_) | Begun::Waiting);
+            assert_eq!(row.is_some(), entered, "{round}: {owner}, {number}: {answer:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -600,7 +656,11 @@ async fn a_server_that_is_gone_or_silent_is_said_so_in_time_and_is_found_again()
         let others: Vec<_> = (0..40)
             .map(|number| run(&ada(), &id(&format!("{s}-{number}")), 1_000))
             .collect();
-        let begins = join_all(others.iter().map(|run| store.begin(run, "user", Entry::Alone)));
+        let begins = join_all(
+            others
+                .iter()
+                .map(|run| store.begin(run, SessionClaim::new("user", Entry::Alone))),
+        );
         let (messages, ada) = (turn(1), ada());
         let (begins, written, read, ready) = tokio::join!(
             begins,

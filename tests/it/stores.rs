@@ -8,8 +8,8 @@ use sluicegate::chat::{
 };
 use sluicegate::error::{Error, ErrorCode};
 use sluicegate::store::{
-    self, ArtifactRecord, Begun, Commit, Entry, KEY_LIFE, MessageStatus, RunEnd, RunRecord, RunStatus, Session, Store,
-    TicketRecord, TicketUse,
+    self, ArtifactRecord, Begun, Commit, Entry, KEY_LIFE, MessageStatus, RunEnd, RunRecord, RunStatus, Session,
+    SessionClaim, Store, TicketRecord, TicketUse,
 };
 use tempfile::TempDir;
 
@@ -157,6 +157,7 @@ macro_rules! suite {
             a_caller_has_so_many_tickets_and_no_more
             tickets_are_swept_when_their_time_is_over
             a_run_ends_once
+            a_run_begins_in_the_claimed_session_only
             a_run_that_begins_has_its_session_until_it_ends
             it_says_that_it_is_ready
         }
@@ -222,7 +223,11 @@ pub(crate) fn commit<'a>(run: &'a RunRecord, after_version: i64, messages: &'a [
 
 /// A run gets its session at once, at the version that is returned.
 pub(crate) async fn begin(store: &Kept, run: &RunRecord, user: &str) -> i64 {
-    match store.begin(run, user, Entry::Alone).await.expect("a beginning") {
+    match store
+        .begin(run, SessionClaim::new(user, Entry::Alone))
+        .await
+        .expect("a beginning")
+    {
         Begun::At(version) => version,
         other => panic!("{other:?}"),
     }
@@ -296,7 +301,7 @@ async fn a_first_run_makes_its_session(store: &Kept) {
         agent: "other".into(),
         ..run(&ada, &s, 9_999)
     };
-    assert_eq!(begin(store, &again, "somebody else").await, version);
+    assert_eq!(begin(store, &again, "grace").await, version);
     assert_eq!(session(store, &ada, &s).await, Some(made));
     assert_eq!(store.run(&ada, again.id).await.unwrap(), Some(again));
 }
@@ -329,7 +334,7 @@ async fn a_made_session_is_made_once(store: &Kept) {
     assert_eq!(store.create(&ada, other).await.unwrap(), made);
     assert_eq!(session(store, &ada, &s).await, Some(made.clone()));
     // And a run goes on with it.
-    assert_eq!(begin(store, &run(&ada, &s, 3_000), "user").await, made.version);
+    assert_eq!(begin(store, &run(&ada, &s, 3_000), "grace").await, made.version);
     assert_eq!(session(store, &ada, &s).await.unwrap().metadata["plan"], "gold");
 }
 
@@ -791,7 +796,11 @@ async fn many_turns_at_once_are_all_there(store: &Kept) {
         async move {
             // Three want each session; one wins, and whoever lost is told so.
             let record = run(&ada, &session, 1_000);
-            let Begun::At(version) = store.begin(&record, "user", Entry::Alone).await.unwrap() else {
+            let Begun::At(version) = store
+                .begin(&record, SessionClaim::new("user", Entry::Alone))
+                .await
+                .unwrap()
+            else {
                 return None;
             };
             tokio::task::yield_now().await;
@@ -867,12 +876,77 @@ async fn a_run_ends_once(store: &Kept) {
     }
 }
 
+/// A run's row is written only into the session that was claimed.
+async fn a_run_begins_in_the_claimed_session_only(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let claim = SessionClaim {
+        user_id: None,
+        agent: None,
+        may_create: false,
+        entry: Entry::Line,
+    };
+    let ask = async |claim| {
+        let record = run(&ada, &s, 1_000);
+        let begun = store.begin(&record, claim).await.expect("an answer");
+        let written = store.run(&ada, record.id).await.unwrap();
+        let entered = matches!(begun, Begun::At(_) | Begun::Waiting);
+        assert_eq!(written.is_some(), entered, "{begun:?}");
+        if entered {
+            fail(store, &record).await;
+        }
+        begun
+    };
+    assert_eq!(ask(claim).await, Begun::NotFound, "there is none");
+    assert_eq!(session(store, &ada, &s).await, None);
+    let other_agent = Some("other");
+    let first = SessionClaim {
+        agent: other_agent,
+        may_create: true,
+        ..claim
+    };
+    assert!(
+        matches!(ask(first).await, Begun::At(_)),
+        "a new session has the run's agent"
+    );
+    let made = session(store, &ada, &s).await.expect("the session");
+    assert_eq!((&*made.user_id, &*made.agent), ("anonymous", "assistant"));
+    let user = |user_id| SessionClaim {
+        user_id: Some(user_id),
+        ..claim
+    };
+    let agent = |agent| SessionClaim {
+        agent: Some(agent),
+        ..claim
+    };
+    for (claim, refused) in [
+        (user("grace"), Some(Begun::NotFound)),
+        (user("anonymous"), None),
+        (agent("other"), Some(Begun::OtherAgent("assistant".to_owned()))),
+        (agent("assistant"), None),
+        (claim, None),
+    ] {
+        let begun = ask(claim).await;
+        match refused {
+            Some(refused) => assert_eq!(begun, refused),
+            None => assert_eq!(begun, Begun::At(made.version), "{claim:?}"),
+        }
+    }
+    // The same while the session is held.
+    let holder = run(&ada, &s, 1_000);
+    begin(store, &holder, "anonymous").await;
+    for entry in [Entry::Alone, Entry::Line, Entry::Front] {
+        let claim = SessionClaim { entry, ..user("grace") };
+        assert_eq!(ask(claim).await, Begun::NotFound, "{entry:?}");
+    }
+    assert_eq!(session(store, &ada, &s).await, Some(made));
+}
+
 /// Who holds a session elsewhere is a matter of stores that several gateways share: `replicas` has the rest of it.
 async fn a_run_that_begins_has_its_session_until_it_ends(store: &Kept) {
     let (ada, s) = (ada(), id("s"));
     for (number, entry) in [Entry::Alone, Entry::Line, Entry::Line].into_iter().enumerate() {
         let record = run(&ada, &s, 1_000);
-        let Begun::At(version) = store.begin(&record, "user", entry).await.unwrap() else {
+        let Begun::At(version) = store.begin(&record, SessionClaim::new("user", entry)).await.unwrap() else {
             panic!("nobody else is there");
         };
         // Whose turn it is may ask again.
@@ -1021,7 +1095,12 @@ mod the_file {
             _ => run(&ada, &id(&format!("t{number}")), 1_000),
         });
         let begins: Vec<_> = begins.collect();
-        let outcomes = join_all(begins.iter().map(|record| store.begin(record, "user", Entry::Alone))).await;
+        let outcomes = join_all(
+            begins
+                .iter()
+                .map(|record| store.begin(record, SessionClaim::new("user", Entry::Alone))),
+        )
+        .await;
         for (number, (record, outcome)) in begins.iter().zip(outcomes).enumerate() {
             assert_eq!(outcome.is_ok(), number % 20 != 7, "{number}");
             assert!(store.run(&ada, record.id).await.unwrap().is_some());
@@ -1105,7 +1184,11 @@ mod the_file {
         let store = fresh(URL).await.unwrap();
         store.close().await;
         assert_eq!(
-            code(store.begin(&run(&ada(), &id("s"), 1), "user", Entry::Alone).await),
+            code(
+                store
+                    .begin(&run(&ada(), &id("s"), 1), SessionClaim::new("user", Entry::Alone))
+                    .await
+            ),
             ErrorCode::StoreUnavailable
         );
         assert_eq!(code(store.ready().await), ErrorCode::StoreUnavailable);

@@ -10,7 +10,7 @@ use crate::{
     chat::{ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     store::{
-        Begun, Commit, Entry, KEY_LIFE, RunEnd, RunRecord, RunStatus, RunStore, conflict,
+        Begun, Commit, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim, conflict,
         sql::{fresh_version, json, read_run, status_word},
     },
 };
@@ -29,7 +29,7 @@ macro_rules! select_run {
 }
 
 impl RunStore for Postgres {
-    fn begin<'a>(&'a self, run: &'a RunRecord, user_id: &'a str, entry: Entry) -> BoxFuture<'a, Result<Begun, Error>> {
+    fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> BoxFuture<'a, Result<Begun, Error>> {
         Box::pin(async move {
             let owed = Owed::new(self, run.id);
             let sent = &owed.sent;
@@ -37,7 +37,7 @@ impl RunStore for Postgres {
                 let mut db = self.lend().await?;
                 sent.store(true, Ordering::Relaxed);
                 for _ in 0..TRIES {
-                    if let Some(begun) = self.enter(run, user_id, entry, &mut db).await? {
+                    if let Some(begun) = self.enter(run, &claim, &mut db).await? {
                         db.back();
                         return Ok(Some(begun));
                     }
@@ -239,13 +239,12 @@ impl Postgres {
     async fn enter(
         &self,
         run: &RunRecord,
-        user_id: &str,
-        entry: Entry,
+        claim: &SessionClaim<'_>,
         db: &mut PgConnection,
     ) -> Result<Option<Begun>, sqlx::Error> {
         let (key, fingerprint) = run.idempotency.as_ref().map(|(k, f)| (k, f)).unzip();
         // One statement, which waits for no disk: either the run's row and its session's, or neither. The unique indexes
-        // decide races: who comes second writes nothing.
+        // decide races: who comes second writes nothing. A session that is there must be the claimed one.
         let entered = sqlx::query(
             "WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)), \
              alive AS (SELECT id FROM replicas WHERE id = $11 AND seen_at > now() - make_interval(secs => $12)), \
@@ -253,9 +252,12 @@ impl Postgres {
              entered AS (INSERT INTO runs (principal, session_id, id, agent, model, metadata, created_at, idem_key, fingerprint, \
                  binds, status, replica, holds, front) \
                  SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8 IS NOT NULL, 'running', alive.id, NOT before.busy, $15 \
-                 FROM quick, alive, before WHERE $13 OR NOT before.busy ON CONFLICT DO NOTHING RETURNING holds), \
+                 FROM quick, alive, before WHERE ($13 OR NOT before.busy) AND coalesce( \
+                     (SELECT ($10::text IS NULL OR s.user_id = $10) AND ($17::text IS NULL OR s.agent = $17) FROM sessions s \
+                      WHERE s.principal = $1 AND s.id = $2), $16) \
+                 ON CONFLICT DO NOTHING RETURNING holds), \
              made AS (INSERT INTO sessions (principal, id, user_id, agent, metadata, message_count, version, created_at, updated_at) \
-                 SELECT $1, $2, $10, $4, '{}', 0, $14, $7, $7 FROM entered ON CONFLICT DO NOTHING RETURNING version) \
+                 SELECT $1, $2, coalesce($10, $18), $4, '{}', 0, $14, $7, $7 FROM entered ON CONFLICT DO NOTHING RETURNING version) \
              SELECT holds, coalesce((SELECT version FROM made), \
                  (SELECT version FROM sessions WHERE principal = $1 AND id = $2)) AS version FROM entered",
         )
@@ -268,12 +270,15 @@ impl Postgres {
         .bind(run.created_at)
         .bind(key)
         .bind(fingerprint)
-        .bind(user_id)
+        .bind(claim.user_id)
         .bind(&self.replica.id)
         .bind(self.replica.lease.as_secs_f64())
-        .bind(entry != Entry::Alone)
+        .bind(claim.entry != Entry::Alone)
         .bind(fresh_version())
-        .bind(entry == Entry::Front)
+        .bind(claim.entry == Entry::Front)
+        .bind(claim.may_create)
+        .bind(claim.agent)
+        .bind(NO_USER)
         .fetch_optional(&mut *db)
         .await?;
         if let Some(row) = entered {
@@ -281,20 +286,20 @@ impl Postgres {
                 (true, Some(version)) => Ok(Some(Begun::At(version))),
                 (false, _) => Ok(Some(Begun::Waiting)),
                 // Somebody else made the session in the same moment.
-                (true, None) => self.entered_before(run, db).await,
+                (true, None) => self.entered_before(run, claim, db).await,
             };
         }
-        self.in_the_way(run, entry, db).await
+        self.in_the_way(run, claim, db).await
     }
 
     /// Why nothing was written.
     async fn in_the_way(
         &self,
         run: &RunRecord,
-        entry: Entry,
+        claim: &SessionClaim<'_>,
         db: &mut PgConnection,
     ) -> Result<Option<Begun>, sqlx::Error> {
-        if let Some(begun) = self.entered_before(run, db).await? {
+        if let Some(begun) = self.entered_before(run, claim, db).await? {
             return Ok(Some(begun));
         }
         if let Some((key, _)) = &run.idempotency {
@@ -317,7 +322,17 @@ impl Postgres {
                 return run_id(&known).map(|id| Some(Begun::Known(id)));
             }
         }
-        if entry == Entry::Alone {
+        let session: Option<(String, String)> =
+            sqlx::query_as("SELECT user_id, agent FROM sessions WHERE principal = $1 AND id = $2")
+                .bind(run.principal.as_str())
+                .bind(run.session_id.as_str())
+                .fetch_optional(&mut *db)
+                .await?;
+        let session = session.as_ref().map(|(user_id, agent)| (&**user_id, &**agent));
+        if let Some(refused) = claim.refusal(session) {
+            return Ok(Some(refused));
+        }
+        if claim.entry == Entry::Alone {
             let holder: Option<String> = sqlx::query_scalar(
                 "SELECT id FROM runs WHERE principal = $1 AND session_id = $2 AND status = 'running' \
                  ORDER BY holds DESC, id LIMIT 1",
@@ -335,17 +350,31 @@ impl Postgres {
         Ok(None)
     }
 
-    /// What became of the run if its row is there: an attempt that did not hear its answer may have written it.
-    async fn entered_before(&self, run: &RunRecord, db: &mut PgConnection) -> Result<Option<Begun>, sqlx::Error> {
-        let row: Option<(bool, i64)> = sqlx::query_as(
-            "SELECT r.holds, s.version FROM runs r JOIN sessions s ON s.principal = r.principal AND s.id = r.session_id \
+    /// What became of the run if its row is there: an attempt that did not hear its answer may have written it. A row in
+    /// a session that turns out not to be the claimed one is taken away again.
+    async fn entered_before(
+        &self,
+        run: &RunRecord,
+        claim: &SessionClaim<'_>,
+        db: &mut PgConnection,
+    ) -> Result<Option<Begun>, sqlx::Error> {
+        let row: Option<(bool, i64, String, String)> = sqlx::query_as(
+            "SELECT r.holds, s.version, s.user_id, s.agent FROM runs r JOIN sessions s ON s.principal = r.principal AND s.id = r.session_id \
              WHERE r.id = $1 AND r.replica = $2 AND r.status = 'running'",
         )
         .bind(run.id.to_string())
         .bind(&self.replica.id)
-        .fetch_optional(db)
+        .fetch_optional(&mut *db)
         .await?;
-        Ok(row.map(|(holds, version)| if holds { Begun::At(version) } else { Begun::Waiting }))
+        let Some((holds, version, user_id, agent)) = row else {
+            return Ok(None);
+        };
+        if let Some(refused) = claim.refusal(Some((&user_id, &agent))) {
+            let undo = sqlx::query("DELETE FROM runs WHERE id = $1 AND replica = $2");
+            undo.bind(run.id.to_string()).bind(&self.replica.id).execute(db).await?;
+            return Ok(Some(refused));
+        }
+        Ok(Some(if holds { Begun::At(version) } else { Begun::Waiting }))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     chat::{Message, ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     store::{
-        RunEnd, RunRecord, RunStatus, Session,
+        NO_USER, RunEnd, RunRecord, RunStatus, Session,
         sql::{broken, fresh_version, json},
     },
 };
@@ -93,9 +93,12 @@ impl Fate {
 }
 
 pub(super) enum Op {
+    /// A run's row, and its session's if there is none; neither, if the session is not the claimed one.
     Begin {
         run: Box<RunRecord>,
-        user_id: String,
+        user_id: Option<String>,
+        agent: Option<String>,
+        may_create: bool,
     },
     End {
         run: RunId,
@@ -157,15 +160,23 @@ impl Op {
     }
 
     /// Writes it. The number is how many rows it met (an end that meets none is a conflict); of a beginning, the
-    /// session's version.
+    /// session's version, or 0 if the session is not the claimed one.
     async fn apply(&self, db: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
         let now = jiff::Timestamp::now().as_millisecond();
         let done = match self {
-            Op::Begin { run, user_id } => {
+            Op::Begin {
+                run,
+                user_id,
+                agent,
+                may_create,
+            } => {
                 let (key, fingerprint) = run.idempotency.as_ref().map(|(k, f)| (k, f)).unzip();
-                let version: i64 = sqlx::query_scalar(
+                let version: Option<i64> = sqlx::query_scalar(
                     "INSERT INTO sessions (principal, id, user_id, agent, metadata, message_count, version, created_at, updated_at) \
-                     VALUES (?, ?, ?, ?, '{}', 0, ?, ?, ?) ON CONFLICT DO UPDATE SET version = version RETURNING version",
+                     SELECT ?1, ?2, coalesce(?3, ?8), ?4, '{}', 0, ?5, ?6, ?6 \
+                     WHERE ?7 OR EXISTS (SELECT 1 FROM sessions WHERE principal = ?1 AND id = ?2) \
+                     ON CONFLICT DO UPDATE SET version = version \
+                     WHERE (?3 IS NULL OR user_id = ?3) AND (?9 IS NULL OR agent = ?9) RETURNING version",
                 )
                 .bind(run.principal.as_str())
                 .bind(run.session_id.as_str())
@@ -173,9 +184,12 @@ impl Op {
                 .bind(&run.agent)
                 .bind(fresh_version())
                 .bind(run.created_at)
-                .bind(run.created_at)
-                .fetch_one(&mut *db)
+                .bind(may_create)
+                .bind(NO_USER)
+                .bind(agent)
+                .fetch_optional(&mut *db)
                 .await?;
+                let Some(version) = version else { return Ok(0) };
                 sqlx::query(
                     "INSERT INTO runs (principal, session_id, id, agent, model, metadata, created_at, idem_key, fingerprint, status) \
                      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'running')",
@@ -255,8 +269,13 @@ impl Op {
             Op::Probe => {
                 let run = Box::new(probe()?);
                 let (principal, id) = (run.principal.clone(), run.session_id.clone());
-                let user_id = String::new();
-                Box::pin(Op::Begin { run, user_id }.apply(&mut *db)).await?;
+                let begin = Op::Begin {
+                    run,
+                    user_id: None,
+                    agent: None,
+                    may_create: true,
+                };
+                Box::pin(begin.apply(&mut *db)).await?;
                 return Box::pin(Op::Delete { principal, id }.apply(db)).await;
             }
             Op::Ticket(op) => return op.apply(now, db).await,
@@ -531,7 +550,9 @@ mod tests {
                 status: RunStatus::Running,
                 end: None,
             }),
-            user_id: "u".into(),
+            user_id: Some("u".into()),
+            agent: None,
+            may_create: true,
         }
     }
 
