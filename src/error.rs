@@ -246,9 +246,13 @@ impl Error {
     #[must_use]
     pub fn field(code: ErrorCode, field: impl Into<String>, message: impl fmt::Display) -> Self {
         let field = field.into();
+        let mut sentence = format!("`{field}` {message}");
+        if !sentence.ends_with('?') {
+            sentence.push('.');
+        }
         Self {
-            field: Some(field.clone()),
-            ..Self::new(code, format!("`{field}` {message}."))
+            field: Some(field),
+            ..Self::new(code, sentence)
         }
     }
 

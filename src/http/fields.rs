@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::nearest::{nearest, suggestion};
 use crate::error::{Error, ErrorCode};
 
 /// The fields of an object that have not been taken yet.
@@ -9,6 +10,10 @@ use crate::error::{Error, ErrorCode};
 pub struct Fields {
     left: Map<String, Value>,
     path: String,
+    /// The fields that the object can have: those that were asked for so far.
+    known: Vec<String>,
+    /// Fields of the whole request, which a client may have put into the wrong object.
+    elsewhere: &'static [&'static str],
 }
 
 impl Fields {
@@ -18,12 +23,26 @@ impl Fields {
     /// `field_invalid` for what is no object.
     pub fn of_body(value: Value) -> Result<Self, Error> {
         match value {
-            Value::Object(left) => Ok(Self {
-                left,
-                path: String::new(),
-            }),
+            Value::Object(left) => Ok(Self::at(String::new(), left)),
             _ => Err(Error::new(ErrorCode::FieldInvalid, "The body must be a JSON object.")),
         }
+    }
+
+    /// The fields of an object within a body; `path` leads to them and ends in a dot.
+    #[must_use]
+    pub fn at(path: String, left: Map<String, Value>) -> Self {
+        Self {
+            left,
+            path,
+            known: Vec::new(),
+            elsewhere: &[],
+        }
+    }
+
+    /// The same, where the whole request has these fields: an unknown one is compared with all of them.
+    #[must_use]
+    pub fn among(self, elsewhere: &'static [&'static str]) -> Self {
+        Self { elsewhere, ..self }
     }
 
     /// A field's full name.
@@ -40,6 +59,9 @@ impl Fields {
 
     /// Takes a field, whatever it is. `null` is a value that no field takes.
     pub fn take(&mut self, field: &str) -> Option<Value> {
+        if !self.left.is_empty() {
+            self.known.push(self.name(field));
+        }
         self.left.shift_remove(field)
     }
 
@@ -58,10 +80,10 @@ impl Fields {
     pub fn object(&mut self, field: &str) -> Result<Option<Fields>, Error> {
         match self.take(field) {
             None => Ok(None),
-            Some(Value::Object(left)) => Ok(Some(Fields {
-                left,
-                path: format!("{}{field}.", self.path),
-            })),
+            Some(Value::Object(left)) => {
+                let path = format!("{}{field}.", self.path);
+                Ok(Some(Self::at(path, left).among(self.elsewhere)))
+            }
             Some(_) => Err(self.invalid(field, "must be an object")),
         }
     }
@@ -127,17 +149,16 @@ impl Fields {
     /// Whether everything was taken.
     ///
     /// # Errors
-    /// `unknown_field`, naming the first that was not.
+    /// `unknown_field`, naming the first that was not, and the known one that is nearest to it.
     pub fn end(self) -> Result<(), Error> {
         match self.left.keys().next() {
             None => Ok(()),
             Some(unknown) => {
+                let known = self.known.iter().map(String::as_str);
+                let near = nearest(unknown, known.chain(self.elsewhere.iter().copied()));
                 let name: String = self.name(unknown).chars().take(100).collect();
-                Err(Error::field(
-                    ErrorCode::UnknownField,
-                    name,
-                    "is not a field of this request",
-                ))
+                let message = format!("is not a field of this request{}", suggestion(near));
+                Err(Error::field(ErrorCode::UnknownField, name, message))
             }
         }
     }

@@ -24,6 +24,7 @@ pub mod health;
 pub mod layers;
 mod limits;
 pub mod listen;
+mod nearest;
 pub mod order;
 mod outlet;
 pub mod query;

@@ -31,6 +31,36 @@ const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// What models take.
 const IMAGES: [&str; 4] = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 
+/// Every field of a request for a run. What is read below decides; these are for suggestions.
+const FIELDS: [&str; 26] = [
+    "message",
+    "session_id",
+    "user_id",
+    "attachments",
+    "agent",
+    "model",
+    "settings",
+    "settings.temperature",
+    "settings.top_p",
+    "settings.max_output_tokens",
+    "settings.stop",
+    "settings.seed",
+    "settings.reasoning_effort",
+    "tool_choice",
+    "tool_choice.name",
+    "context",
+    "response_format",
+    "response_format.type",
+    "response_format.name",
+    "response_format.schema",
+    "metadata",
+    "on_disconnect",
+    "on_busy",
+    "format",
+    "include_reasoning",
+    "store",
+];
+
 /// What to do while the session is busy, by its word.
 const BUSY: [(&str, OnBusy); 3] = [
     ("reject", OnBusy::Reject),
@@ -60,7 +90,7 @@ pub fn from_body(
     caller: Caller,
     detach_grace: Duration,
 ) -> Result<(Order, Option<Data>), Error> {
-    let mut fields = Fields::of_body(body)?;
+    let mut fields = Fields::of_body(body)?.among(&FIELDS);
     let data = fields.word("format", &[("raw", Data::Raw), ("json", Data::Json)])?;
     let idempotency = key.map(|key| (key, fingerprint(&fields)));
     let message = match fields.take("message") {
@@ -258,11 +288,11 @@ fn attachments(fields: &mut Fields) -> Result<Vec<Image>, Error> {
     let mut images = Vec::with_capacity(list.len());
     for (at, one) in list.into_iter().enumerate() {
         let mut image = match one {
-            Value::Object(_) => Fields::of_body(one)?,
+            Value::Object(image) => Fields::at(format!("attachments[{at}]."), image).among(&FIELDS),
             _ => return Err(invalid(at, "must be an object")),
         };
         let (media_type, data) = (image.take("media_type"), image.take("data"));
-        image.end().map_err(|e| inside(&format!("attachments[{at}]"), e))?;
+        image.end()?;
         let (Some(Value::String(media_type)), Some(Value::String(data))) = (media_type, data) else {
             return Err(invalid(at, "must have a `media_type` and `data` in base64"));
         };
@@ -278,14 +308,6 @@ fn attachments(fields: &mut Fields) -> Result<Vec<Image>, Error> {
         }
     }
     Ok(images)
-}
-
-/// An error about a field of what is in another: with the whole way to it.
-fn inside(place: &str, error: Error) -> Error {
-    Error {
-        field: error.field.map(|field| format!("{place}.{field}")),
-        ..error
-    }
 }
 
 fn settings(fields: &mut Fields) -> Result<Settings, Error> {
@@ -361,10 +383,10 @@ fn tool_choice(fields: &mut Fields) -> Result<ToolChoice, Error> {
             "required" => Ok(ToolChoice::Required),
             _ => Err(fields.invalid("tool_choice", WHAT)),
         },
-        Some(choice @ Value::Object(_)) => {
-            let mut choice = Fields::of_body(choice)?;
+        Some(Value::Object(choice)) => {
+            let mut choice = Fields::at("tool_choice.".to_owned(), choice).among(&FIELDS);
             let name = choice.take("name");
-            choice.end().map_err(|e| inside("tool_choice", e))?;
+            choice.end()?;
             match name {
                 Some(Value::String(name)) => Ok(ToolChoice::Named(name)),
                 _ => Err(fields.invalid("tool_choice", WHAT)),

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use axum::extract::{Path, rejection::PathRejection};
 
+use super::nearest::{nearest, suggestion};
 use crate::error::{Error, ErrorCode};
 
 /// The parameters of a query.
@@ -21,8 +22,10 @@ impl Query {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name)?, decode(value)?);
             if !known.contains(&name.as_str()) {
+                let near = suggestion(nearest(&name, known.iter().copied()));
                 let name: String = name.chars().take(100).collect();
-                return Err(Error::field(ErrorCode::UnknownField, name, "is not a parameter here"));
+                let message = format!("is not a parameter here{near}");
+                return Err(Error::field(ErrorCode::UnknownField, name, message));
             }
             if all.contains_key(&name) {
                 return Err(Error::field(ErrorCode::DuplicateParameter, name, "is there twice"));
@@ -101,6 +104,12 @@ mod tests {
         }
         assert_eq!(code("message=a&message=b"), ErrorCode::DuplicateParameter);
         assert_eq!(code("messsage=a"), ErrorCode::UnknownField);
+        let unknown = Query::read(Some("messsage=a"), &["message"]).unwrap_err();
+        assert!(
+            unknown.message.ends_with("; did you mean `message`?"),
+            "{}",
+            unknown.message
+        );
         assert!(Query::read(None, &[]).is_ok());
     }
 }

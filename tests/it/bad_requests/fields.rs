@@ -271,6 +271,79 @@ async fn fields_that_are_wrong_are_refused_before_anything_runs() {
 }
 
 #[tokio::test]
+async fn who_misspells_a_field_is_told_the_nearest() {
+    let (_upstream, gateway) = house().await;
+    let image = r#"[{"mime_type":"image/png","data":"AAAA"}]"#;
+    for (more, field, meant) in [
+        (r#""mesage":"Hi""#, "mesage", "message"),
+        (r#""prompt":"Hi""#, "prompt", "message"),
+        (r#""temperature":1"#, "temperature", "settings.temperature"),
+        (r#""max_tokens":9"#, "max_tokens", "settings.max_output_tokens"),
+        (r#""sessionId":"s""#, "sessionId", "session_id"),
+        (r#""user":"ada""#, "user", "user_id"),
+        (
+            r#""settings":{"max_tokens":9}"#,
+            "settings.max_tokens",
+            "settings.max_output_tokens",
+        ),
+        (
+            r#""settings":{"temprature":1}"#,
+            "settings.temprature",
+            "settings.temperature",
+        ),
+        (
+            r#""settings":{"tool_choice":"none"}"#,
+            "settings.tool_choice",
+            "tool_choice",
+        ),
+        (r#""tool_choice":{"nam":"x"}"#, "tool_choice.nam", "tool_choice.name"),
+        (
+            r#""response_format":{"type":"json_schema","json_schema":{},"schema":{}}"#,
+            "response_format.json_schema",
+            "response_format.schema",
+        ),
+        (
+            &format!(r#""attachments":{image}"#),
+            "attachments[0].mime_type",
+            "attachments[0].media_type",
+        ),
+    ] {
+        for path in ["/chat", "/chat/sse", "/runs"] {
+            let call = Call::post(path).header("Content-Type", "application/json");
+            let call = call.body(format!(r#"{{"message":"Hi",{more}}}"#));
+            let problem = call.to(&gateway).await.expect(422).await.problem_object().await;
+            let detail = format!("`{field}` is not a field of this request; did you mean `{meant}`?");
+            assert_eq!(problem["detail"], detail.as_str(), "{path}");
+            assert_eq!(problem["field"], field);
+        }
+    }
+    for (path, meant) in [
+        ("/chat/sse?messsage=Hi", "message"),
+        ("/chat/sse?message=Hi&session=s", "session_id"),
+        ("/sessions?user=ada", "user_id"),
+        ("/sessions?limt=5", "limit"),
+    ] {
+        let problem = Call::get(path)
+            .to(&gateway)
+            .await
+            .expect(422)
+            .await
+            .problem_object()
+            .await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.ends_with(&format!("did you mean `{meant}`?")), "{detail}");
+    }
+    // What resembles nothing is compared with nothing.
+    for more in [r#""top_k":1"#, r#""stream":true"#, r#""x":1"#] {
+        let call = Call::post("/chat").header("Content-Type", "application/json");
+        let call = call.body(format!(r#"{{"message":"Hi",{more}}}"#));
+        let problem = call.to(&gateway).await.expect(422).await.problem_object().await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.ends_with("is not a field of this request."), "{detail}");
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_field_is_refused_by_its_name_wherever_it_stands() {
     let (upstream, gateway) = house().await;
     let trap = Upstream::always(Script::status(200, &[], "{}")).await;

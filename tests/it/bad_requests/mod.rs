@@ -224,7 +224,9 @@ fn is_a_problem(problem: &Value, has: impl Fn(&str) -> bool) {
     assert_eq!(Spec::read().objections_to_problem(problem), [""; 0], "{problem}");
     assert_eq!(problem["type"], "about:blank");
     assert!(
-        problem["detail"].as_str().is_some_and(|text| text.ends_with('.')),
+        problem["detail"]
+            .as_str()
+            .is_some_and(|text| text.ends_with(['.', '?'])),
         "{problem}"
     );
     assert!(problem["retryable"].is_boolean(), "{problem}");
