@@ -92,7 +92,7 @@ impl FromStr for EventId {
     fn from_str(text: &str) -> Result<Self, Malformed> {
         let (run, seq) = text.split_once(':').ok_or(Malformed)?;
         let digits = !seq.is_empty() && seq.len() <= 20 && seq.bytes().all(|b| b.is_ascii_digit());
-        if !digits {
+        if !digits || (seq.len() > 1 && seq.starts_with('0')) {
             return Err(Malformed);
         }
         Ok(Self {
@@ -195,6 +195,8 @@ mod tests {
             &format!("{run}:"),
             &format!("{run}:-1"),
             &format!("{run}:+1"),
+            &format!("{run}:01"),
+            &format!("{run}:00"),
             &format!("{run}:{}", "9".repeat(21)),
             &format!("{run}:99999999999999999999"),
             &format!("{run}:{MAX_SEQ}"),

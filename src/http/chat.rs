@@ -57,23 +57,17 @@ pub async fn sse(
     request: Request<Body>,
 ) -> Result<Response, Refusal> {
     format::acceptable(request.headers(), "text/event-stream")?;
-    let mut query = Query::read(request.uri().query(), &["key", "format", "last_event_id"])?;
+    let known = ["key", "format", "last_event_id", "lastEventId"];
+    let mut query = Query::read(request.uri().query(), &known)?;
     let data = data(&mut query)?;
-    if let Some(id) = last_event_id(request.headers(), query.take("last_event_id"))? {
+    if let Some(id) = last_event_id(request.headers(), &mut query)? {
         let data = match data {
             Some(data) => data,
             None => data_of_body(request, &caller, &front).await?, // a reconnect repeats the body
         };
         return resume(&front, &caller, id, data, &request_id).await;
     }
-    let (order, told) = ordered(
-        request,
-        &["key", "format", "last_event_id"],
-        Door::Events,
-        caller,
-        &front,
-    )
-    .await?;
+    let (order, told) = ordered(request, &known, Door::Events, caller, &front).await?;
     let reader = begin(&front, order, Interest::Every).await?;
     Ok(format::sse::respond(
         reader,
@@ -103,13 +97,14 @@ pub async fn sse_by_query(
         "format",
         "ticket",
         "last_event_id",
+        "lastEventId",
     ];
     let mut query = Query::read(request.uri().query(), &known)?;
     if query.take("ticket").is_some() != ticket.is_some() {
         return Err(tickets::invalid().into()); // one that is written in another way
     }
     let data = data(&mut query)?.unwrap_or_default();
-    if let Some(id) = last_event_id(headers, query.take("last_event_id"))? {
+    if let Some(id) = last_event_id(headers, &mut query)? {
         let Some(ticket) = ticket else {
             return resume(&front, &caller, id, data, &request_id).await;
         };
@@ -189,8 +184,11 @@ pub(super) async fn ordered(
 }
 
 /// The event that a client names as the last it has: the header wins, for a reconnect repeats the old URL. A browser that
-/// has no id yet sends none; an empty one means the same, wherever it stands.
-pub(super) fn last_event_id(headers: &HeaderMap, query: Option<String>) -> Result<Option<EventId>, Error> {
+/// has no id yet sends none; an empty one means the same, wherever it stands. `lastEventId` is the name that polyfills of
+/// `EventSource` use; `last_event_id` counts before it.
+pub(super) fn last_event_id(headers: &HeaderMap, query: &mut Query) -> Result<Option<EventId>, Error> {
+    let parameters = ["last_event_id", "lastEventId"].map(|name| query.take(name));
+    let query = parameters.into_iter().flatten().find(|id| !id.is_empty());
     let invalid = || {
         Error::new(
             ErrorCode::LastEventIdInvalid,

@@ -69,7 +69,7 @@ fn reads_on(headers: &HeaderMap, query: &str) -> bool {
     headers.get("last-event-id").is_some_and(|id| !id.is_empty())
         || query
             .split('&')
-            .any(|pair| matches!(pair.split_once('='), Some(("last_event_id", id)) if !id.is_empty()))
+            .any(|pair| matches!(pair.split_once('='), Some(("last_event_id" | "lastEventId", id)) if !id.is_empty()))
 }
 
 /// Says how the caller stands, if that is known: in the three headers that most clients read, and in the two that
@@ -116,6 +116,7 @@ mod tests {
         };
         assert!(ask(Some("x:1"), ""));
         assert!(ask(None, "format=json&last_event_id=x%3A1"));
+        assert!(ask(None, "format=json&lastEventId=x%3A1"));
         assert!(ask(Some("x:1"), "last_event_id="));
         for starts in [
             "",

@@ -93,12 +93,15 @@ pub async fn events(
 ) -> Result<Response, Refusal> {
     format::acceptable(request.headers(), "text/event-stream")?;
     let run_id: RunId = known(run_id)?;
-    let mut query = Query::read(request.uri().query(), &["format", "last_event_id", "ticket"])?;
+    let mut query = Query::read(
+        request.uri().query(),
+        &["format", "last_event_id", "lastEventId", "ticket"],
+    )?;
     if query.take("ticket").is_some() != ticket.is_some() {
         return Err(tickets::invalid().into()); // one that is written in another way
     }
     let data = chat::data(&mut query)?.unwrap_or_default();
-    let after = chat::last_event_id(request.headers(), query.take("last_event_id"))?;
+    let after = chat::last_event_id(request.headers(), &mut query)?;
     if after.is_some_and(|id| id.run != run_id) {
         return Err(Error::new(ErrorCode::LastEventIdInvalid, "The last event id is another run's.").into());
     }

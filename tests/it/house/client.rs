@@ -67,7 +67,9 @@ impl Call {
             version: "HTTP/1.1",
             headers: Headers::default(),
             body: Bytes::new(),
-            resumes: parameter("last_event_id").map(|id| id.replace("%3A", ":")),
+            resumes: parameter("last_event_id")
+                .or_else(|| parameter("lastEventId"))
+                .map(|id| id.replace("%3A", ":")),
             json_tokens: parameter("format") == Some("json"),
         }
     }

@@ -24,6 +24,13 @@ fn doors(run: &str, id: &str, format: &str) -> Vec<Call> {
     vec![
         Call::get(&format!("/runs/{run}/events?format={format}")).header("Last-Event-ID", id),
         Call::get(&format!("/runs/{run}/events?format={format}&last_event_id={escaped}")),
+        Call::get(&format!("/runs/{run}/events?format={format}&lastEventId={escaped}")),
+        Call::get(&format!("/chat/sse?message=Hi&lastEventId={escaped}&format={format}")),
+        Call::post(&format!("/chat/sse?lastEventId={id}")).json(&body),
+        // The documented name counts before the other one.
+        Call::get(&format!(
+            "/chat/sse?lastEventId={run}:0&last_event_id={escaped}&format={format}"
+        )),
         Call::get(&format!("/chat/sse?message=Hi&format={format}")).header("Last-Event-ID", id),
         Call::get(&format!("/chat/sse?last_event_id={escaped}&format={format}")),
         Call::post(&format!("/chat/sse?format={format}"))
@@ -201,6 +208,8 @@ async fn what_names_no_event_of_the_run_is_refused() {
         format!("{over}:"),
         format!("{over}:-1"),
         format!("{over}:+1"),
+        format!("{over}:01"),
+        format!("{over}:00"),
         format!("{over}:1x"),
         format!("{over}:1:1"),
         format!("{over}: 1"),
