@@ -12,7 +12,7 @@ use axum::{
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowOrigin, CorsLayer},
+    cors::{AllowHeaders, AllowOrigin, CorsLayer},
 };
 use uuid::Uuid;
 
@@ -211,7 +211,7 @@ fn admissible(request: &Request<Body>, front: &Front) -> Result<(), Error> {
     one_name(request)?;
     // A probe calls by whatever address it knows, and learns nothing but a status.
     if !matches!(request.uri().path(), "/healthz" | "/readyz") {
-        front.settings.access.names.admit(request.uri(), headers)?;
+        front.settings.access.admit(request.uri(), headers)?;
     }
     if headers
         .get(header::EXPECT)
@@ -248,13 +248,9 @@ fn cors(front: &Front) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(allowed))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            name("idempotency-key"),
-            name("last-event-id"),
-            name("x-api-key"),
-        ])
+        // An admitted page may send any header: clients' libraries add headers of their own (for traces, for retries),
+        // and none of them gives a right.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([
             name("x-run-id"),
             name("x-session-id"),

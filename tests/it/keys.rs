@@ -561,6 +561,58 @@ async fn who_is_called_by_a_name_of_the_worlds_is_not_one_persons_own() {
     get(&own, "/sessions").await.expect(200).await;
 }
 
+/// A proxy on the same machine calls from loopback, and often under a loopback name: its headers give it away.
+#[tokio::test]
+async fn without_keys_nobody_calls_through_a_proxy() {
+    let upstream = Upstream::always(openai::answer(&["Hi"])).await;
+    let headers = [
+        ("Forwarded", "for=192.0.2.1"),
+        ("X-Forwarded-For", "192.0.2.1"),
+        ("X-Forwarded-Proto", "https"),
+        ("x-forwarded-host", "ai.example"),
+        ("X-Real-IP", "192.0.2.1"),
+        ("Via", "1.1 proxy"),
+    ];
+    let named = "[server]\ntrusted_hosts = [\"ai.example\"]";
+    for toml in ["", named] {
+        let gateway = Gateway::with(&upstream).toml(toml).start().await;
+        for (name, value) in headers {
+            for call in [
+                Call::get("/sessions"),
+                Call::get("/docs"),
+                Call::post("/chat").json(&json!({"message": "Hi"})),
+            ] {
+                let refused = call.header(name, value).to(&gateway).await.expect(403).await;
+                let problem = refused.problem_object().await;
+                assert_eq!(problem["code"], "forbidden", "{name}");
+                let detail = problem["detail"].as_str().unwrap();
+                for word in [&*name.to_ascii_lowercase(), "auth.keys", "auth.allow_anonymous"] {
+                    assert!(detail.contains(word), "{detail}");
+                }
+            }
+            // A probe learns nothing but a status.
+            let probe = Call::get("/healthz").header(name, value);
+            probe.to(&gateway).await.expect(200).await;
+        }
+        get(&gateway, "/agents").await.expect(200).await;
+    }
+    assert_eq!(upstream.calls(), 0);
+
+    let open = Gateway::with(&upstream)
+        .toml("[auth]\nallow_anonymous = true")
+        .start()
+        .await;
+    let keyed = of_two(&upstream).start().await;
+    for (name, value) in headers {
+        let agents = Call::get("/agents").header(name, value);
+        agents.clone().to(&open).await.expect(200).await;
+        agents.key(ALICE).to(&keyed).await.expect(200).await;
+        // Anybody may call, so nobody may see what all of them have.
+        let sessions = Call::get("/sessions").header(name, value).to(&open).await;
+        assert_eq!(sessions.expect(403).await.problem().await, "forbidden");
+    }
+}
+
 #[tokio::test]
 async fn keys_that_make_no_sense_stop_the_start() {
     let hash = "a".repeat(64);

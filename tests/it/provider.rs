@@ -275,7 +275,8 @@ base_url = "{}"
 #[tokio::test]
 async fn nothing_of_a_clients_headers_reaches_a_provider() {
     let upstream = Upstream::always(openai::answer(&["Hi."])).await;
-    let gateway = Gateway::with(&upstream).start().await;
+    let behind_a_proxy = Gateway::with(&upstream).toml("[auth]\nallow_anonymous = true");
+    let gateway = behind_a_proxy.start().await;
     let call = crate::house::Call::post("/chat").json(&json!({"message": "Hi"}));
     let nosy = [
         ("Cookie", "a=client-canary"),

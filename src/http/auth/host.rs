@@ -1,6 +1,6 @@
 //! By which names the gateway may be called.
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
 
 use crate::error::{Error, ErrorCode};
 
@@ -47,6 +47,28 @@ impl Names {
     }
 }
 
+/// Refuses a request that came through a proxy, where the gateway serves one person on this machine without a key:
+/// behind a proxy the caller can be anybody, because the proxy replaces the caller's address and often the `Host`.
+///
+/// # Errors
+/// `forbidden`, naming the header and the settings.
+pub(super) fn refuse_proxied(headers: &HeaderMap) -> Result<(), Error> {
+    let Some(name) = headers.keys().map(HeaderName::as_str).find(|name| set_by_proxies(name)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "This request came through a proxy (header `{name}`), and this gateway has no keys: it serves callers \
+         on its own machine only. Set [[auth.keys]] or [auth.jwt], or auth.allow_anonymous = true."
+    );
+    Err(Error::new(ErrorCode::Forbidden, message))
+}
+
+/// Whether a header is one that proxies add.
+fn set_by_proxies(name: &str) -> bool {
+    let known = ["forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip"];
+    known.contains(&name) || name == "x-forwarded" || name.starts_with("x-forwarded-")
+}
+
 /// Whether this is the origin of a page of this machine's.
 pub(in crate::http) fn local_page(origin: &str) -> bool {
     let authority = origin.strip_prefix("http://").and_then(split);
@@ -90,6 +112,30 @@ fn is_loopback(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_of_proxies_are_known() {
+        for name in [
+            "Forwarded",
+            "Via",
+            "X-Real-IP",
+            "X-Forwarded-For",
+            "X-Forwarded-Proto",
+            "x-forwarded-anything",
+            "CF-Connecting-IP",
+        ] {
+            let name = HeaderName::try_from(name).unwrap();
+            let headers = HeaderMap::from_iter([(name.clone(), "x".parse().unwrap())]);
+            let refused = refuse_proxied(&headers).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Forbidden);
+            assert!(refused.message.contains(name.as_str()), "{}", refused.message);
+        }
+        for name in ["host", "x-request-id", "x-forwardedfor", "viaduct", "user-agent"] {
+            let name = HeaderName::from_static(name);
+            let headers = HeaderMap::from_iter([(name, "x".parse().unwrap())]);
+            assert!(refuse_proxied(&headers).is_ok());
+        }
+    }
 
     #[test]
     fn a_gateway_answers_to_its_own_names_only() {

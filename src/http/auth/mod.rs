@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, HeaderValue, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
 };
 use jiff::Timestamp;
 
@@ -72,11 +72,24 @@ impl Access {
         self.allow_anonymous || !self.guarded()
     }
 
-    /// Whether those who do not say who they are may be many: where the gateway listens beyond loopback, or is called there
-    /// by another's name, as behind a proxy, or knows callers by their keys beside them.
+    /// Whether those who do not say who they are may be many: where the gateway listens beyond loopback, or may be called by
+    /// anybody, or is called there by another's name, as behind a proxy, or knows callers by their keys beside them.
     #[must_use]
     pub fn crowded(&self) -> bool {
-        !self.loopback || self.guarded() || !self.names.trusted.is_empty()
+        !self.loopback || self.allow_anonymous || self.guarded() || !self.names.trusted.is_empty()
+    }
+
+    /// Refuses a request to a host name that is not the gateway's own and, where the gateway serves one person on its
+    /// own machine (no keys, no `allow_anonymous`), a request that came through a proxy.
+    ///
+    /// # Errors
+    /// `host_invalid`, `host_not_allowed`, `forbidden`.
+    pub fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
+        self.names.admit(uri, headers)?;
+        if self.loopback && !self.allow_anonymous && !self.guarded() {
+            host::refuse_proxied(headers)?;
+        }
+        Ok(())
     }
 
     /// Whether anybody who reaches it could use it, although nobody said so.

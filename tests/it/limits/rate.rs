@@ -78,7 +78,7 @@ async fn the_default_is_for_whoever_has_no_limit_of_its_own() {
 #[tokio::test]
 async fn a_thousand_made_up_addresses_are_one_caller() {
     let gateway = Gateway::with(&closed_port())
-        .toml("[limits]\nrequests_per_minute = 3")
+        .toml("[auth]\nallow_anonymous = true\n[limits]\nrequests_per_minute = 3")
         .start()
         .await;
     let mut admitted = 0;
