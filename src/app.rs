@@ -188,6 +188,7 @@ async fn live(
     let housekeeping = async {
         tokio::join!(
             runs.mirror(),
+            runs.follow_notices(),
             tend(common),
             runs.sweep(),
             runs.sweep_artifacts(),

@@ -45,6 +45,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ATTENDED: Duration = Duration::from_secs(5);
 /// How long a run that nobody reads here waits to hear whether it is read elsewhere, at first and once more.
 const ASK: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+/// How long a reader of an erased run may wait for the run's last event.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// How long the end of a run may take to be heard after its row said so.
 const LAG: Duration = Duration::from_secs(2);
 
@@ -61,6 +63,8 @@ pub(super) struct Fleet {
     held: Arc<AtomicUsize>,
     /// Whether the relay answered when it was asked last.
     up: AtomicBool,
+    /// Held while batches are on their way to the relay.
+    publishing: tokio::sync::Mutex<()>,
 }
 
 /// Where a run's mirroring is.
@@ -97,6 +101,7 @@ impl Fleet {
             behind: Mutex::default(),
             bell: Notify::new(),
             shadows: Mutex::default(),
+            publishing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -176,6 +181,34 @@ impl Fleet {
             shadow.log.give_up();
         }
         Ok(())
+    }
+
+    /// Forgets runs of other gateways that were erased with their session. A reader gets the last event if it comes in
+    /// a moment, or else one that says as much.
+    pub(super) async fn erase(&self, runs: &[RunId]) {
+        let shadows: Vec<Arc<Run>> = {
+            let shadows = held(&self.shadows);
+            let known = runs.iter().filter_map(|run| shadows.get(run));
+            known.map(|shadow| shadow.run.clone()).collect()
+        };
+        let deadline = Instant::now() + FAREWELL;
+        while shadows.iter().any(|run| !run.log.ended()) && Instant::now() < deadline {
+            sleep(FAREWELL / 20).await;
+        }
+        for run in shadows {
+            run.log.append([Event::Failed(erased())]);
+            self.forget(run.id);
+        }
+    }
+
+    /// Waits until no batch is on its way to the relay that was made before now.
+    pub(super) async fn published(&self) {
+        drop(self.publishing.lock().await);
+    }
+
+    /// Erases the logs of runs from the relay.
+    pub(super) async fn erase_relayed(&self, runs: &[RunId]) -> Result<(), Error> {
+        self.relay.erase(runs).await
     }
 
     /// Forgets a run of another gateway.
@@ -261,7 +294,7 @@ impl Runs {
             while bytes < ROUND
                 && let Some(id) = rest.next()
             {
-                let Some(run) = self.registry.any(id) else { continue };
+                let Some(run) = self.registry.shown(id) else { continue };
                 run.mirrored.listed.store(false, Ordering::Release); // whatever is added from here on lists it again
                 let first = *held(&run.mirrored.next);
                 let (events, more) = run.log.since(first, BATCH);
@@ -272,7 +305,7 @@ impl Runs {
                 let body = serde_json::to_vec(&events).map_err(Error::internal)?;
                 bytes += body.len();
                 batches.push(Batch { run: id, first, body });
-                told.push((run, next, more));
+                told.push((run, first, next, more));
             }
             if batches.is_empty() {
                 // What was added meanwhile is as old as this round, at most.
@@ -282,11 +315,16 @@ impl Runs {
             }
             // Long enough for the longest run, and for its replay.
             let keep = self.limits.deadline + self.limits.replay_window;
-            let outcome = fleet.relay.publish(&batches, keep).await;
-            for ((run, next, more), batch) in told.into_iter().zip(&batches) {
+            let outcome = {
+                let _publishing = fleet.publishing.lock().await;
+                // A run that was erased meanwhile is not published any more.
+                batches.retain(|batch| self.registry.shown(batch.run).is_some());
+                fleet.relay.publish(&batches, keep).await
+            };
+            for (run, first, next, more) in told {
                 let mut place = held(&run.mirrored.next);
                 // Unless everything is to be said once more.
-                if outcome.is_ok() && *place == batch.first {
+                if outcome.is_ok() && *place == first {
                     *place = next;
                 }
                 drop(place);
@@ -342,6 +380,7 @@ impl Runs {
             if let Some(run) = self.registry.any(run) {
                 run.cancel.cancel();
             }
+            self.notices.notify_one(); // whoever calls may have left more in the store
         }
         let mut known = held(&fleet.shadows);
         for (batch, behind) in heard.batches {
@@ -400,6 +439,10 @@ impl Runs {
             }
         }
     }
+}
+
+fn erased() -> Error {
+    Error::new(ErrorCode::Cancelled, "The run's session was erased.")
 }
 
 #[cfg(test)]
@@ -504,6 +547,14 @@ mod tests {
 
         fn stop(&self, _run: RunId) -> BoxFuture<'_, Result<(), Error>> {
             Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn erase<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<(), Error>> {
+            Box::pin(async move {
+                self.fail()?;
+                held(&self.streams).retain(|run, _| !runs.contains(run));
+                Ok(())
+            })
         }
 
         fn attend<'a>(&'a self, _runs: &'a [RunId], _keep: Duration) -> BoxFuture<'a, Result<(), Error>> {

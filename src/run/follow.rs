@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long to wait for a run that was told to stop.
-const STOP: Duration = Duration::from_secs(1);
+pub(super) const STOP: Duration = Duration::from_secs(1);
 /// How long to wait for an event that was told at another gateway.
 const AHEAD: Duration = Duration::from_secs(1);
 /// For how long after a run's end some of what it said may not be mirrored.
@@ -221,8 +221,8 @@ impl Runs {
             let _ = tokio::time::timeout(STOP, run.over.cancelled()).await; // it will stop; the answer need not wait
         }
         let mut glance = self.glance(principal, id).await?;
-        if let (RunStatus::Running, Some(fleet), None) = (glance.status, &self.fleet, self.registry.any(id)) {
-            fleet.stop(id).await?;
+        if glance.status == RunStatus::Running && self.registry.any(id).is_none() {
+            self.request_stop(id).await?;
             let deadline = Instant::now() + STOP;
             while glance.status == RunStatus::Running && Instant::now() < deadline {
                 tokio::time::sleep(STOP / 20).await;
@@ -230,50 +230,12 @@ impl Runs {
             }
         }
         match glance.status {
-            RunStatus::Running if self.fleet.is_none() && self.registry.any(id).is_none() => Err(elsewhere()),
             RunStatus::Running | RunStatus::Cancelled => Ok(glance),
             _ => Err(Error {
                 run_id: Some(id),
                 ..Error::new(ErrorCode::RunFinished, "The run has ended already.")
             }),
         }
-    }
-
-    /// Stops what other gateways run in a session, and waits a moment for it to have stopped.
-    async fn stop_elsewhere(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
-        let Some(fleet) = &self.fleet else { return Ok(()) };
-        let mut running = self.store.running(principal, session).await?;
-        for run in &running {
-            // If that cannot be said, the run finds its row gone when it ends.
-            let _ = fleet.stop(*run).await;
-        }
-        let deadline = Instant::now() + STOP;
-        while !running.is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(STOP / 20).await;
-            running = self.store.running(principal, session).await?;
-        }
-        Ok(())
-    }
-
-    /// Erases a session and everything of it; a run that goes on is cancelled first.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn erase(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
-        let unended = self.registry.unended(principal, session);
-        // All of them first: those that wait for the session must not have their turn now.
-        unended.iter().for_each(|run| run.cancel.cancel());
-        let over = async {
-            for run in &unended {
-                run.over.cancelled().await;
-            }
-        };
-        let _ = tokio::time::timeout(STOP, over).await; // a commit that comes later finds no session
-        self.stop_elsewhere(principal, session).await?;
-        self.store.delete(principal, session).await?;
-        self.registry.erase(principal, session);
-        self.erase_due_soon().await;
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! A run and its log. A run is a task that writes its log ([`start`]); a client is a reader of the log ([`log`]);
 //! who runs, and what ends it, is in [`registry`] and `drive`; what was said before, and waiting for it, in `recall`; runs of
-//! other gateways in `fleet`; files that runs make in `shelf`.
+//! other gateways in `fleet`; what gateways ask of each other through the store in `erase`; files that runs make in `shelf`.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
 
 mod drive;
 mod entry;
+mod erase;
 mod fleet;
 pub mod follow;
 pub mod log;
@@ -231,6 +232,8 @@ pub struct Runs {
     fleet: Option<fleet::Fleet>,
     /// What is counted with them.
     common: Option<Arc<Common>>,
+    /// Rung when there may be notices from other gateways in the store.
+    notices: Notify,
     /// The tasks of all runs.
     pub(crate) tasks: TaskTracker,
     /// Cancelled: what still runs is to be interrupted.
@@ -254,6 +257,7 @@ impl Runs {
                 .relay
                 .map(|relay| fleet::Fleet::new(relay, registry.held.clone())),
             common: others.common,
+            notices: Notify::new(),
             registry,
             agents,
             providers,

@@ -24,8 +24,8 @@ use crate::{
     limit::Common,
     provider::{ChunkStream, Provider, ProviderError, Providers, Unsupported},
     store::{
-        ArtifactRecord, ArtifactStore, Begun, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim,
-        SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
+        ArtifactRecord, ArtifactStore, Begun, Commit, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore, Session,
+        SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
         artifact::Due,
         memory::Memory,
         session::Loaded,
@@ -280,6 +280,8 @@ impl Tally for Seats {
 }
 
 type Later<'a, T> = BoxFuture<'a, Result<T, Error>>;
+
+impl NoticeStore for Brittle {}
 
 impl Store for Brittle {
     fn ready(&self) -> Later<'_, ()> {

@@ -148,10 +148,9 @@ impl Runs {
         if *told == Some(holder) {
             return Ok(());
         }
-        match (self.registry.any(holder), &self.fleet) {
-            (Some(here), _) => here.cancel.cancel(),
-            (None, Some(fleet)) => fleet.stop(holder).await?,
-            (None, None) => {}
+        match self.registry.any(holder) {
+            Some(here) => here.cancel.cancel(),
+            None => self.request_stop(holder).await?,
         }
         *told = Some(holder);
         Ok(())

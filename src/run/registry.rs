@@ -222,8 +222,8 @@ impl Registry {
                 books.sessions.remove(&session);
             }
         }
-        if let Some((key, _)) = run.idempotency.as_ref().filter(|_| !keep_key) {
-            books.keys.remove(&(run.principal.clone(), key.clone()));
+        if !keep_key {
+            books.free_key(run);
         }
     }
 
@@ -269,6 +269,12 @@ impl Registry {
         run.filter(|run| !books.erased.contains(&run.id)).cloned()
     }
 
+    /// A run whose log is held and may be shown to others, whosever it is.
+    pub fn shown(&self, id: RunId) -> Option<Arc<Run>> {
+        let books = self.books();
+        books.runs.get(&id).filter(|_| !books.erased.contains(&id)).cloned()
+    }
+
     /// A run whose log is held, whosever it is.
     pub fn any(&self, id: RunId) -> Option<Arc<Run>> {
         self.books().runs.get(&id).cloned()
@@ -296,13 +302,25 @@ impl Registry {
 
     /// Forgets the runs of a session; one that has not ended yet, when it has.
     pub fn erase(&self, principal: &Principal, session: &SessionId) {
+        let of_session = |run: &Run| run.principal == *principal && run.session_id.as_ref() == Some(session);
         let mut books = self.books();
-        let theirs = |run: &&Arc<Run>| run.principal == *principal && run.session_id.as_ref() == Some(session);
-        let all = books.runs.values().filter(theirs);
-        let (gone, going): (Vec<_>, Vec<_>) = all.cloned().partition(|run| run.log.ended());
-        books.erased.extend(going.iter().map(|run| run.id));
-        books.finished.retain(|(_, id)| gone.iter().all(|run| run.id != *id));
-        gone.iter().for_each(|run| books.forget(run.id));
+        let all = books.runs.values().filter(|run| of_session(run)).cloned().collect();
+        books.erase(all);
+    }
+
+    /// The same, of these runs. Returns those that have not ended.
+    pub fn erase_runs(&self, runs: &[RunId]) -> Vec<Arc<Run>> {
+        let mut books = self.books();
+        let all = runs.iter().filter_map(|id| books.runs.get(id).cloned()).collect();
+        books.erase(all)
+    }
+
+    /// Forgets every run that has ended.
+    pub fn forget_ended(&self) {
+        let mut books = self.books();
+        while let Some((_, id)) = books.finished.pop_front() {
+            books.forget(id);
+        }
     }
 
     /// How many runs are under way, and how many ended ones are kept.
@@ -418,11 +436,26 @@ impl Books {
 
     fn forget(&mut self, id: RunId) {
         self.erased.remove(&id);
-        if let Some(run) = self.runs.remove(&id)
-            && let Some((key, _)) = &run.idempotency
-        {
+        if let Some(run) = self.runs.remove(&id) {
+            self.free_key(&run);
+        }
+    }
+
+    /// Forgets runs; one that has not ended yet, when it has, but its key at once. Returns those.
+    fn erase(&mut self, runs: Vec<Arc<Run>>) -> Vec<Arc<Run>> {
+        let (gone, going): (Vec<_>, Vec<_>) = runs.into_iter().partition(|run| run.log.ended());
+        self.erased.extend(going.iter().map(|run| run.id));
+        self.finished.retain(|(_, id)| gone.iter().all(|run| run.id != *id));
+        gone.iter().for_each(|run| self.forget(run.id));
+        going.iter().for_each(|run| self.free_key(run));
+        going
+    }
+
+    /// The run's key does not mean this run any more.
+    fn free_key(&mut self, run: &Run) {
+        if let Some((key, _)) = &run.idempotency {
             let key = (run.principal.clone(), key.clone());
-            if self.keys.get(&key) == Some(&id) {
+            if self.keys.get(&key) == Some(&run.id) {
                 self.keys.remove(&key);
             }
         }

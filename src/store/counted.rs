@@ -6,8 +6,10 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{
-    ArtifactRecord, ArtifactStore, Begun, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim,
-    SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due,
+    ArtifactRecord, ArtifactStore, Begun, Commit, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore, Session,
+    SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
+    artifact::Due,
+    notice::{Erasure, Notices},
     session::Loaded,
 };
 use crate::{
@@ -117,6 +119,18 @@ impl ArtifactStore for Counted {
         artifact(principal: &'a Principal, id: ArtifactId) -> Option<ArtifactRecord>;
         due(now: i64, after: Option<Due>, limit: u32) -> Vec<Due>;
         forget(gone: &'a [Due]) -> ();
+    }
+}
+
+impl NoticeStore for Counted {
+    counted! {
+        notices() -> Notices;
+        unsettled(principal: &'a Principal, session: &'a SessionId) -> Vec<Erasure>;
+        settle(erasures: &'a [i64]) -> ();
+    }
+
+    fn request_stop(&self, run: RunId) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { self.note(self.within.request_stop(run).await) })
     }
 }
 

@@ -8,9 +8,9 @@ use std::{
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    ArtifactRecord, ArtifactStore, Begun, Commit, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, Session,
-    SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse, artifact::Due,
-    conflict, session::Loaded,
+    ArtifactRecord, ArtifactStore, Begun, Commit, NO_USER, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore,
+    Session, SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
+    artifact::Due, conflict, session::Loaded,
 };
 use crate::{
     chat::{ArtifactId, Message, Principal, RunId, SessionId},
@@ -91,6 +91,8 @@ impl Store for Memory {
         Box::pin(ready(()))
     }
 }
+
+impl NoticeStore for Memory {}
 
 impl SessionStore for Memory {
     fn create<'a>(&'a self, principal: &'a Principal, mut session: Session) -> BoxFuture<'a, Result<Session, Error>> {

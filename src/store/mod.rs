@@ -16,6 +16,7 @@ pub mod artifact;
 pub mod blobs;
 mod counted;
 pub mod memory;
+pub mod notice;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]
@@ -32,13 +33,14 @@ pub mod ticket;
 
 pub use artifact::{ArtifactRecord, ArtifactStore};
 pub use blobs::Blobs;
+pub use notice::NoticeStore;
 pub use run::{Begun, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim};
 pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, StoredMessage};
 pub use ticket::{TicketRecord, TicketStore, TicketUse};
 
 /// Sessions, runs and the records of files together: they are written in the same transactions. And tickets, which are
-/// used once in all gateways.
-pub trait Store: SessionStore + RunStore + ArtifactStore + TicketStore {
+/// used once in all gateways, and notices between these.
+pub trait Store: SessionStore + RunStore + ArtifactStore + TicketStore + NoticeStore {
     /// Whether other gateways may have runs in it that go on.
     fn shared(&self) -> bool {
         false

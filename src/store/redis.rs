@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const SLACK: Duration = Duration::from_secs(1);
 /// The calls to stop that are kept.
 const STOPS: usize = 10_000;
+/// The most runs whose keys one command names.
+const KEYS: usize = 500;
 const STOP_KEY: &str = "sluicegate:stop";
 
 /// The relay.
@@ -111,6 +113,9 @@ impl Redis {
 impl Relay for Redis {
     fn publish<'a>(&'a self, batches: &'a [Batch], keep: Duration) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
+            if batches.is_empty() {
+                return Ok(());
+            }
             let mut pipeline = Pipeline::with_capacity(batches.len() * 2);
             for batch in batches {
                 let key = log_key(batch.run);
@@ -204,6 +209,18 @@ impl Relay for Redis {
                 .arg("run")
                 .arg(run.to_string());
             self.ask::<String>(&command).await.map(drop)
+        })
+    }
+
+    fn erase<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            for runs in runs.chunks(KEYS) {
+                let mut command = redis::cmd("DEL");
+                command.arg(runs.iter().map(|run| log_key(*run)).collect::<Vec<_>>());
+                command.arg(runs.iter().map(|run| readers_key(*run)).collect::<Vec<_>>());
+                self.ask::<()>(&command).await?;
+            }
+            Ok(())
         })
     }
 

@@ -54,6 +54,9 @@ pub trait Relay: Send + Sync {
     /// Calls on whoever runs this to stop it.
     fn stop(&self, run: RunId) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Erases all that there is of these runs.
+    fn erase<'a>(&'a self, runs: &'a [RunId]) -> BoxFuture<'a, Result<(), Error>>;
+
     /// Says, for as long as `keep`, that these runs have readers at another gateway.
     fn attend<'a>(&'a self, runs: &'a [RunId], keep: Duration) -> BoxFuture<'a, Result<(), Error>>;
 

@@ -20,8 +20,8 @@ use self::{
     write::{Fate, Op, QUEUE, TurnRows, Write, Writer, late},
 };
 use super::{
-    Begun, Commit, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim, SessionPage, SessionStore, Store,
-    StoredMessage, conflict,
+    Begun, Commit, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim, SessionPage,
+    SessionStore, Store, StoredMessage, conflict,
     session::Loaded,
     sql::{Columns, broken, parse, read_message, read_run, read_session, status_word, unavailable},
 };
@@ -214,6 +214,8 @@ impl Store for Sqlite {
         })
     }
 }
+
+impl NoticeStore for Sqlite {}
 
 impl SessionStore for Sqlite {
     fn create<'a>(&'a self, principal: &'a Principal, session: Session) -> BoxFuture<'a, Result<Session, Error>> {

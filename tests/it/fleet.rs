@@ -3,6 +3,7 @@
 
 mod at_random;
 mod behind_nginx;
+mod erased;
 mod followed;
 mod in_a_browser;
 mod in_line;

@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod artifacts;
+mod notices;
 mod replica;
 mod runs;
 mod sessions;
@@ -93,6 +94,11 @@ fn migrations() -> Migrator {
             3,
             "tickets",
             include_str!("../../../migrations/postgres/0003_tickets.sql"),
+        ),
+        simple(
+            4,
+            "notices",
+            include_str!("../../../migrations/postgres/0004_notices.sql"),
         ),
     ])
 }

@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -39,6 +42,7 @@ pub(super) struct Replica {
     pub(super) id: String,
     pub(super) lease: Duration,
     pub(super) meters: Arc<Meters>,
+    registrations: Arc<AtomicU64>,
     strays: Strays,
     closing: CancellationToken,
     task: TaskTracker,
@@ -58,6 +62,7 @@ impl Replica {
             id: uuid::Uuid::new_v4().to_string(),
             lease,
             meters,
+            registrations: Arc::default(),
             strays: Strays::default(),
             task: TaskTracker::new(),
             _dropped: closing.clone().drop_guard(),
@@ -67,6 +72,7 @@ impl Replica {
             id: replica.id.clone(),
             lease,
             meters: replica.meters.clone(),
+            registrations: replica.registrations.clone(),
             strays: replica.strays.clone(),
             options,
             db: None,
@@ -79,7 +85,12 @@ impl Replica {
 
     /// Renews the row.
     pub(super) async fn beat(&self, db: &mut PgConnection) -> Result<(), sqlx::Error> {
-        beat(&self.id, db).await.map(drop)
+        beat(&self.id, &self.registrations, db).await.map(drop)
+    }
+
+    /// The number of times that this gateway's row was new: more than once where others had given it up.
+    pub(super) fn registrations(&self) -> u64 {
+        self.registrations.load(Ordering::Relaxed)
     }
 
     /// Notes that nobody knows whether a run's last write was done, and nobody here waits for it any more.
@@ -119,6 +130,7 @@ struct Life {
     id: String,
     lease: Duration,
     meters: Arc<Meters>,
+    registrations: Arc<AtomicU64>,
     strays: Strays,
     options: PgConnectOptions,
     db: Option<PgConnection>,
@@ -167,7 +179,7 @@ impl Life {
     }
 
     async fn beat(&self, db: &mut PgConnection) -> Result<(), sqlx::Error> {
-        if beat(&self.id, db).await? == Beat::First {
+        if beat(&self.id, &self.registrations, db).await? == Beat::First {
             tracing::debug!(replica = self.id, "this gateway is known to the store");
         }
         // Rows that are locked are being ended, or buried by somebody else.
@@ -237,7 +249,7 @@ enum Beat {
     Next,
 }
 
-async fn beat(id: &str, db: &mut PgConnection) -> Result<Beat, sqlx::Error> {
+async fn beat(id: &str, registrations: &AtomicU64, db: &mut PgConnection) -> Result<Beat, sqlx::Error> {
     let first: bool = sqlx::query_scalar(
         "INSERT INTO replicas (id, seen_at) VALUES ($1, clock_timestamp()) \
          ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp() RETURNING xmax = 0",
@@ -245,6 +257,9 @@ async fn beat(id: &str, db: &mut PgConnection) -> Result<Beat, sqlx::Error> {
     .bind(id)
     .fetch_one(db)
     .await?;
+    if first {
+        registrations.fetch_add(1, Ordering::Relaxed);
+    }
     Ok(if first { Beat::First } else { Beat::Next })
 }
 

@@ -378,7 +378,7 @@ impl Postgres {
     }
 }
 
-fn run_id(text: &str) -> Result<RunId, sqlx::Error> {
+pub(super) fn run_id(text: &str) -> Result<RunId, sqlx::Error> {
     text.parse().map_err(|_| sqlx::Error::Decode("a run's id".into()))
 }
 

@@ -143,16 +143,7 @@ impl SessionStore for Postgres {
     }
 
     fn delete<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.patiently(move |_| async move {
-            let mut db = self.lend().await?;
-            sqlx::query("DELETE FROM sessions WHERE principal = $1 AND id = $2") // and by cascade its rows
-                .bind(principal.as_str())
-                .bind(id.as_str())
-                .execute(&mut *db)
-                .await?;
-            db.back();
-            Ok(())
-        }))
+        Box::pin(self.patiently(move |_| self.erase_session(principal, id)))
     }
 
     fn expire(&self, before: i64) -> BoxFuture<'_, Result<u64, Error>> {

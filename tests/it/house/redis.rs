@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, Command};
 
@@ -71,6 +72,22 @@ impl Redis {
     /// Has it go on.
     pub(crate) async fn resume(&self) {
         signal("CONT", self.child.id().expect("a running server")).await;
+    }
+
+    /// Sends one command, and returns the first line of the answer.
+    pub(crate) async fn command(&self, words: &[&str]) -> String {
+        let mut request = format!("*{}\r\n", words.len());
+        for word in words {
+            request += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        let asked = async {
+            let mut connection = BufReader::new(TcpStream::connect(self.addr()).await?);
+            connection.write_all(request.as_bytes()).await?;
+            let mut line = String::new();
+            connection.read_line(&mut line).await?;
+            std::io::Result::Ok(line.trim_end().to_owned())
+        };
+        soon("Redis to answer", asked).await.expect("an answer")
     }
 
     async fn ready(&mut self) {
