@@ -169,6 +169,8 @@ pub(super) fn rows() -> Vec<Row> {
         "\u{1F600}",
         "a b",
         "a\0",
+        ".",
+        "..",
         &"x".repeat(10_000),
     ] {
         let short: String = id.chars().take(20).collect();

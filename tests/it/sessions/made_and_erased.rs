@@ -42,6 +42,8 @@ async fn a_session_can_be_made_before_its_first_use() {
     for (body, status, code) in [
         (json!({"session_id": "a b"}), 422, "session_id_invalid"),
         (json!({"session_id": ""}), 422, "session_id_invalid"),
+        (json!({"session_id": "."}), 422, "session_id_invalid"),
+        (json!({"session_id": ".."}), 422, "session_id_invalid"),
         (json!({"agent": "nobody"}), 422, "agent_unknown"),
         (json!({"message": "Hi"}), 422, "unknown_field"),
         (json!({"metadata": {"a": 1}}), 422, "field_invalid"),
