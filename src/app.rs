@@ -9,7 +9,7 @@ use crate::{
     agent::{Agent, Agents},
     config::Settings,
     error::{Error, ErrorCode},
-    http::{Front, FrontSettings, admin, auth::jwt::Issuer, body::Room, health::Readiness, listen, router, routes},
+    http::{Front, FrontSettings, admin, auth::jwt::Issuer, health::Readiness, listen, router, routes},
     limit::{Common, Limiter},
     meters::Meters,
     provider::Providers,
@@ -95,7 +95,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         settings: Arc::new(FrontSettings {
             max_body: settings.max_body,
             max_headers: settings.listener.max_headers,
-            room: Room::new(settings.body_memory, settings.max_body, runs.meters.clone()),
+            memory: runs.memory.clone(),
             body_timeout: settings.body_timeout,
             heartbeat: settings.heartbeat,
             detach_grace: settings.detach_grace,

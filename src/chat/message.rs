@@ -158,8 +158,8 @@ pub fn members(all: &Map<String, Value>) -> usize {
 pub struct Image {
     /// `image/png`, `image/jpeg`, `image/webp` or `image/gif`.
     pub media_type: String,
-    /// Its bytes in base64, standard alphabet, padded.
-    pub data: String,
+    /// Its bytes in base64, standard alphabet, padded. Shared, because an image is large.
+    pub data: Arc<str>,
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub(super) struct LimitsSection {
     pub(super) max_runs: usize,
     requests_per_minute: u32,
     concurrent_runs: usize,
-    pub(super) body_memory: Size,
+    pub(super) memory: Size,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

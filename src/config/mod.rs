@@ -75,8 +75,6 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// How large it may be.
     pub max_body: usize,
-    /// How large all may be together.
-    pub body_memory: usize,
     /// How connections are served.
     pub listener: ListenSettings,
     /// Who may call.

@@ -101,6 +101,7 @@ pub(super) enum OnCancelWord {
 pub(super) struct Sessions {
     ttl: OptionalTime,
     max_history_tokens: u64,
+    max_history_size: Size,
     queue_patience: Time,
 }
 
@@ -328,8 +329,11 @@ impl Tree {
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
             return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
         }
-        if self.limits.body_memory.0 < server.max_body.0 {
-            return Err(wrong("limits.body_memory: must be at least server.max_body"));
+        if self.limits.memory.0 / 4 < server.max_body.0 {
+            return Err(wrong(
+                "limits.memory: must be at least four times server.max_body, so that a caller's half of it holds a \
+                 body, what it becomes, and a history",
+            ));
         }
         if self.artifacts.max_size.0 == 0 || self.artifacts.max_size.0 > 1 << 30 {
             return Err(wrong("artifacts.max_size: must be at most 1GiB, and more than nothing"));
@@ -341,7 +345,6 @@ impl Tree {
             heartbeat: server.heartbeat.0,
             body_timeout: server.body_timeout.0,
             max_body: server.max_body.0,
-            body_memory: self.limits.body_memory.0,
             listener: ListenSettings {
                 header_timeout: server.header_timeout.0,
                 write_timeout: server.write_timeout.0,
@@ -357,6 +360,9 @@ impl Tree {
                 memory_limit: runs.memory_limit.0,
                 max_runs: self.limits.max_runs,
                 max_history_tokens: sessions.max_history_tokens,
+                // Held, and once more while it is read: a quarter of the memory, half of what a caller may have.
+                max_history_bytes: sessions.max_history_size.0.min(self.limits.memory.0 / 8),
+                memory: self.limits.memory.0,
                 queue_patience: sessions.queue_patience.0,
                 on_cancel: match runs.on_cancel {
                     OnCancelWord::Keep => run::OnCancel::Keep,

@@ -2,9 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -18,107 +16,36 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::FrontSettings;
 use crate::{
     chat::Principal,
     error::{Error, ErrorCode},
-    meters::{Meters, Shed},
+    limit::{MemoryUse, Reservation},
 };
 
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 64;
 /// How many values JSON may have: each of them takes sixteen times what it takes to write `1,`. What is valid has fewer.
 const MAX_VALUES: usize = 100_000;
-/// What of a body takes no room among all: as much as its connection takes anyway. So most questions need none.
-const FREE: usize = 16 << 10;
-/// How long a body waits for room.
-const ROOM_TIME: Duration = Duration::from_millis(40);
 /// What is still read of a body that was refused, so that its sender gets to read why.
 const DRAIN_BYTES: usize = 2 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// The room for all bodies that are being read. One caller's have half of it at most, or room for one, so that who sends
-/// slowly keeps nobody else out.
-#[derive(Clone, Debug)]
-pub struct Room {
-    all: Arc<Semaphore>,
-    share: usize,
-    /// The shares of those who have something of theirs.
-    shares: Arc<Mutex<HashMap<Principal, Weak<Semaphore>>>>,
-    meters: Arc<Meters>,
-}
-
-impl Room {
-    /// For so many bytes together, beside the first few of each, of which the longest has `max_body`.
-    #[must_use]
-    pub fn new(bytes: usize, max_body: usize, meters: Arc<Meters>) -> Self {
-        let whole = (bytes >> 10).min(Semaphore::MAX_PERMITS);
-        Self {
-            all: Arc::new(Semaphore::new(whole)),
-            share: (whole / 2).max(max_body.div_ceil(1024)).min(whole),
-            shares: Arc::default(),
-            meters,
-        }
-    }
-
-    fn share_of(&self, who: &Principal) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = shares.get(who).and_then(Weak::upgrade) {
-            return share;
-        }
-        shares.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Semaphore::new(self.share));
-        shares.insert(who.clone(), Arc::downgrade(&share));
-        share
-    }
-}
-
-/// A body's part of the room, as it grows.
-#[derive(Default)]
-struct Part {
-    /// Of its caller's share, and of all.
-    held: Option<[OwnedSemaphorePermit; 2]>,
-}
-
-impl Part {
-    /// Makes it large enough for a body of so many bytes.
-    async fn grow(&mut self, room: &Room, who: &Principal, bytes: usize) -> Result<(), Error> {
-        let due = bytes.saturating_sub(FREE).div_ceil(1024);
-        let held = self.held.as_ref().map_or(0, |[own, _]| own.num_permits());
-        let Some(more) = u32::try_from(due.saturating_sub(held)).ok().filter(|more| *more > 0) else {
-            return Ok(());
-        };
-        // First its own, so that who has had enough does not stand in the line for what is all's.
-        let taken = async {
-            let own = room.share_of(who).acquire_many_owned(more).await?;
-            Ok::<_, AcquireError>([own, room.all.clone().acquire_many_owned(more).await?])
-        };
-        let Ok(Ok([own, all])) = tokio::time::timeout(ROOM_TIME, taken).await else {
-            room.meters.shed(Shed::Bodies);
-            let full = Error::new(ErrorCode::Overloaded, "This gateway is reading as much as it can.");
-            return Err(full.retry_after(Duration::from_secs(1)));
-        };
-        match &mut self.held {
-            Some([held_own, held_all]) => {
-                held_own.merge(own);
-                held_all.merge(all);
-            }
-            none => *none = Some([own, all]),
-        }
-        Ok(())
-    }
-}
-
-/// The body of a request that must be JSON.
+/// The body of a request that must be JSON, and the memory that is reserved for it: twice its size, for what is made of it
+/// beside it.
 ///
 /// # Errors
 /// Everything that keeps it from being a value.
-pub async fn json(request: Request<Body>, who: &Principal, settings: &FrontSettings) -> Result<Value, Error> {
+pub async fn json(
+    request: Request<Body>,
+    who: &Principal,
+    settings: &FrontSettings,
+) -> Result<(Value, Reservation), Error> {
     media_type(request.headers())?;
-    let (bytes, _part) = read(request, who, settings).await?;
-    parse(&bytes)
+    let (bytes, mut memory) = read(request, who, settings).await?;
+    memory.grow_to(2 * bytes.len(), MemoryUse::Body).await?;
+    Ok((parse(&bytes)?, memory))
 }
 
 /// The bytes of a request's body.
@@ -129,7 +56,11 @@ pub async fn bytes(request: Request<Body>, who: &Principal, settings: &FrontSett
     Ok(read(request, who, settings).await?.0)
 }
 
-async fn read(request: Request<Body>, who: &Principal, settings: &FrontSettings) -> Result<(Bytes, Part), Error> {
+async fn read(
+    request: Request<Body>,
+    who: &Principal,
+    settings: &FrontSettings,
+) -> Result<(Bytes, Reservation), Error> {
     let (parts, mut body) = request.into_parts();
     let mut codings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
     if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -151,7 +82,7 @@ async fn read(request: Request<Body>, who: &Principal, settings: &FrontSettings)
     if announced.is_some_and(|length| length > settings.max_body as u64) {
         return Err(too_large());
     }
-    let (mut whole, mut part) = (BytesMut::new(), Part::default());
+    let (mut whole, mut memory) = (BytesMut::new(), settings.memory.reserve_nothing(who));
     let read = async {
         while let Some(frame) = body.frame().await {
             let incomplete = |e: axum::Error| Error::new(ErrorCode::BodyIncomplete, "The body broke off.").because(e);
@@ -159,7 +90,7 @@ async fn read(request: Request<Body>, who: &Principal, settings: &FrontSettings)
                 if whole.len() + data.len() > settings.max_body {
                     return Err(too_large());
                 }
-                part.grow(&settings.room, who, whole.len() + data.len()).await?;
+                memory.grow_to(whole.len() + data.len(), MemoryUse::Body).await?;
                 whole.extend_from_slice(&data);
             }
         }
@@ -169,7 +100,7 @@ async fn read(request: Request<Body>, who: &Principal, settings: &FrontSettings)
     tokio::time::timeout(settings.body_timeout, read)
         .await
         .map_err(slow)??;
-    Ok((whole.freeze(), part))
+    Ok((whole.freeze(), memory))
 }
 
 /// A body that is read on for a moment, and thrown away, when nobody wants it: a sender whose connection is reset while it

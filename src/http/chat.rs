@@ -1,5 +1,7 @@
 //! `/chat`, `/chat/stream`, `/chat/sse`: the same run, read three ways.
 
+use std::sync::Arc;
+
 use axum::{
     Extension,
     body::Body,
@@ -173,11 +175,13 @@ pub(super) async fn ordered(
     let trace = request.extensions().get::<TraceContext>().copied();
     let id = request.extensions().get::<RequestId>();
     let request_id = id.map(|RequestId(id)| id.clone());
-    let body = body::json(request, &caller.principal, &front.settings).await?;
+    let (body, mut memory) = body::json(request, &caller.principal, &front.settings).await?;
     let (order, data) = order::from_body(body, key, door, caller, front.settings.detach_grace)?;
+    memory.shrink_to(memory.bytes() / 2); // the question alone is left
     let order = Order {
         trace,
         request_id,
+        memory: Some(Arc::new(memory)),
         ..order
     };
     Ok((order, data))

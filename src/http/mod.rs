@@ -59,8 +59,8 @@ pub struct FrontSettings {
     pub max_body: usize,
     /// How many headers a request may have.
     pub max_headers: usize,
-    /// The room for all bodies together.
-    pub room: body::Room,
+    /// The memory that requests may take together.
+    pub memory: crate::limit::MemoryBudget,
     /// How long a body may take.
     pub body_timeout: std::time::Duration,
     /// After how much silence a heartbeat is sent.

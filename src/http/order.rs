@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::http::HeaderMap;
-use base64::Engine as _;
 use serde_json::{Map, Value};
 
 use super::{
@@ -143,6 +142,7 @@ pub fn from_body(
         may_name_sessions: !caller.shared,
         trace: None,
         request_id: None,
+        memory: None,
     };
     fields.end()?;
     order.message = checked_message(message)?;
@@ -209,7 +209,7 @@ pub fn session_id(text: &str) -> Result<SessionId, Error> {
         Error::field(
             ErrorCode::SessionIdInvalid,
             "session_id",
-            "must have 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
+            "must have 1 to 128 of the characters A-Z a-z 0-9 . _ : -, and not be . or ..",
         )
     })
 }
@@ -299,15 +299,25 @@ fn attachments(fields: &mut Fields) -> Result<Vec<Image>, Error> {
         if !IMAGES.contains(&media_type.as_str()) {
             return Err(invalid(at, "must be image/png, image/jpeg, image/webp or image/gif"));
         }
-        match base64::engine::general_purpose::STANDARD.decode(&data) {
-            Ok(bytes) if bytes.is_empty() || bytes.len() > MAX_IMAGE => {
+        match decoded_length(&data) {
+            Some(bytes) if bytes == 0 || bytes > MAX_IMAGE as u64 => {
                 return Err(invalid(at, "must have 1 byte to 5 MiB"));
             }
-            Ok(_) => images.push(Image { media_type, data }),
-            Err(_) => return Err(invalid(at, "must be in base64: standard alphabet, padded")),
+            Some(_) => {
+                let data = data.into();
+                images.push(Image { media_type, data });
+            }
+            None => return Err(invalid(at, "must be in base64: standard alphabet, padded")),
         }
     }
     Ok(images)
+}
+
+/// How many bytes a text in base64 stands for; `None` if it is none. They are not gathered, because nobody needs them.
+fn decoded_length(data: &str) -> Option<u64> {
+    let engine = &base64::engine::general_purpose::STANDARD;
+    let mut bytes = base64::read::DecoderReader::new(data.as_bytes(), engine);
+    std::io::copy(&mut bytes, &mut std::io::sink()).ok()
 }
 
 fn settings(fields: &mut Fields) -> Result<Settings, Error> {

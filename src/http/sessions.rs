@@ -25,11 +25,17 @@ use super::{
 use crate::{
     chat::{Message, RunId, SessionId},
     error::{Error, ErrorCode},
-    store::{MessageStatus, Session, StoredMessage},
+    limit::MemoryUse,
+    store::{MessageStatus, ReadFrom, ReadLimit, Session, StoredMessage},
 };
 
 /// How many are on a page, where the query does not say, and at most.
 const PAGE: (u32, u32) = (50, 200);
+/// How many bytes of messages are on a page, as stored: a page ends before the message that does not fit, unless it is the
+/// first.
+const PAGE_BYTES: u64 = 4 << 20;
+/// What a session on a page takes at most while it is read and written: its metadata, in the longest characters.
+const SESSION_BYTES: usize = 40 << 10;
 
 /// `POST /sessions`.
 pub async fn create(
@@ -40,8 +46,11 @@ pub async fn create(
 ) -> Result<Response, Refusal> {
     Query::read(request.uri().query(), &[])?;
     let nothing = request.body().is_end_stream();
-    let body = if nothing {
-        serde_json::json!({})
+    let (body, _memory) = if nothing {
+        (
+            serde_json::json!({}),
+            front.runs.memory.reserve_nothing(&caller.principal),
+        )
     } else {
         body::json(request, &caller.principal, &front.settings).await?
     };
@@ -114,14 +123,25 @@ pub async fn list(
         .into_iter()
         .map(|(name, value)| (name, Value::String(value)));
     let user_id = order::user_id(&mut Fields::of_body(rest.collect())?)?;
+    let mut memory = front.runs.memory.reserve_nothing(&caller.principal);
+    memory
+        .grow_to(limit as usize * SESSION_BYTES, MemoryUse::Stored)
+        .await?;
     let page = front
         .runs
         .store
         .list(&caller.principal, user_id.as_deref(), after, limit)
         .await?;
     let next_cursor = page.next.map(|(time, id)| seal(&format!("{time} {id}")));
-    let sessions: Vec<SessionShown> = page.sessions.into_iter().map(shown).collect();
-    Ok(Json(serde_json::json!({"sessions": sessions, "next_cursor": next_cursor})).into_response())
+    let sessions = page.sessions.into_iter().map(shown).collect();
+    Ok(format::held_json(&Sessions { sessions, next_cursor }, memory)?)
+}
+
+/// A page of sessions as JSON. A promise (CONTRACT § 9).
+#[derive(Serialize)]
+struct Sessions {
+    sessions: Vec<SessionShown>,
+    next_cursor: Option<String>,
 }
 
 /// `GET /sessions/{session_id}`.
@@ -158,16 +178,32 @@ pub async fn messages(
             .ok_or_else(bad_cursor)?,
         None => 0,
     };
-    let store = &front.runs.store;
-    let session = store
-        .session(&caller.principal, &id)
-        .await?
-        .ok_or_else(Error::not_found)?;
-    let page = store.messages(&caller.principal, &id, from, limit).await?;
-    let next = from + page.len() as u64;
-    let next_cursor = (!page.is_empty() && next < session.message_count).then(|| seal(&next.to_string()));
-    let messages: Vec<MessageShown> = page.into_iter().map(MessageShown::new).collect();
-    Ok(Json(serde_json::json!({"messages": messages, "next_cursor": next_cursor})).into_response())
+    let mut memory = front.runs.memory.reserve_nothing(&caller.principal);
+    let mut bytes = PAGE_BYTES.min(memory.most() as u64 / 2);
+    let page = loop {
+        // What is read is there twice for a moment: as a row, and as a value.
+        let needed = usize::try_from(bytes.saturating_mul(2)).unwrap_or(usize::MAX);
+        memory.grow_to(needed, MemoryUse::Stored).await?;
+        let read = ReadLimit { rows: limit, bytes };
+        let store = &front.runs.store;
+        let page = store.messages(&caller.principal, &id, ReadFrom::Number(from), read);
+        let page = page.await?.ok_or_else(Error::not_found)?;
+        match page.next_bytes {
+            Some(first) if page.messages.is_empty() => bytes = first,
+            _ => break page,
+        }
+    };
+    let next = page.first + page.messages.len() as u64;
+    let next_cursor = page.next_bytes.map(|_| seal(&next.to_string()));
+    let messages = page.messages.into_iter().map(MessageShown::new).collect();
+    Ok(format::held_json(&Messages { messages, next_cursor }, memory)?)
+}
+
+/// A page of a session's messages as JSON. A promise (CONTRACT § 9).
+#[derive(Serialize)]
+struct Messages {
+    messages: Vec<MessageShown>,
+    next_cursor: Option<String>,
 }
 
 /// `DELETE /sessions/{session_id}`: the second time is as good as the first.

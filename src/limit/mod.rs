@@ -1,5 +1,5 @@
 //! How often callers may ask. Each gateway counts by itself, exactly; where there is a tally that gateways share, it has a
-//! say too. What a caller is, and what it asks for, is not known here.
+//! say too. What a caller is, and what it asks for, is not known here. And how much memory their requests take together.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,9 +16,11 @@ use crate::{
 };
 
 mod common;
+mod memory;
 mod window;
 
 pub use common::Common;
+pub use memory::{MemoryBudget, MemoryUse, Reservation};
 use window::Window;
 pub use window::{MINUTE, Standing};
 

@@ -107,8 +107,10 @@ words! {
         Runs = "max_runs",
         /// `runs.memory_limit`.
         Memory = "memory_limit",
-        /// `limits.body_memory`: a request's body found no room.
+        /// `limits.memory`: a request's body found no room.
         Bodies = "body_memory",
+        /// `limits.memory`: what was to be read from the store found no room.
+        Budget = "memory",
         /// `server.max_connections`: a connection, before it was asked anything.
         Connections = "max_connections",
         /// It goes down.

@@ -28,6 +28,7 @@ pub(crate) mod golden;
 pub mod groq;
 pub mod ollama;
 pub mod openai;
+mod payload;
 pub mod responses;
 pub mod retry;
 pub mod unanswered;

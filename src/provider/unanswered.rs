@@ -151,6 +151,7 @@ mod tests {
     use crate::provider::{
         BreakerSwitch, Limits, ProviderSettings,
         openai::OpenAi,
+        payload::Payload,
         upstream::{Credentials, HttpProvider},
     };
 
@@ -205,7 +206,8 @@ mod tests {
         };
         let provider = HttpProvider::resolving(OpenAi, Credentials::Bearer, settings, resolver).unwrap();
         let began = Instant::now();
-        let outcome = provider.open("/ask", "{}".into(), None).await;
+        let payload = Payload::of("/ask", vec!["{}".into()]);
+        let outcome = provider.open(&payload, None).await;
         (outcome.err().expect("nobody there"), began.elapsed())
     }
 

@@ -20,8 +20,9 @@ use super::{
     BreakerSwitch, ChunkStream, Identity, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
     breaker::Breaker,
     decoding::Decoding,
-    dialect::{Call, Dialect, Progress, word},
+    dialect::{Dialect, Progress, word},
     error::{Exactly, Kind},
+    payload::Payload,
     retry,
     unanswered::{InTime, Names, before_answer, cut_short},
     unpack::unpacked,
@@ -166,13 +167,9 @@ impl<D: Dialect> HttpProvider<D> {
     }
 
     /// Sends the call and waits for the first content.
-    pub(super) async fn open(
-        &self,
-        path: &str,
-        body: Bytes,
-        trace: Option<&str>,
-    ) -> Result<ChunkStream, ProviderError> {
-        let mut request = self.client.post(format!("{}{path}", self.base_url)).body(body);
+    pub(super) async fn open(&self, payload: &Payload, trace: Option<&str>) -> Result<ChunkStream, ProviderError> {
+        let address = format!("{}{}", self.base_url, payload.path);
+        let mut request = self.client.post(address).body(payload.body());
         if let Some(trace) = trace {
             request = request.header("traceparent", trace);
         }
@@ -316,14 +313,14 @@ impl<D: Dialect> Provider for HttpProvider<D> {
 
     fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>> {
         Box::pin(async move {
-            let Call { path, body } = self.dialect.encode(request).map_err(|e| e.of(&self.name))?;
-            let (body, trace) = (Bytes::from(body), request.trace.as_deref());
+            let payload = Payload::encode(&self.dialect, request).map_err(|e| e.of(&self.name))?;
+            let trace = request.trace.as_deref();
             let attempt = || async {
                 let Some(breaker) = &self.breaker else {
-                    return self.open(&path, body.clone(), trace).await;
+                    return self.open(&payload, trace).await;
                 };
                 breaker.admit()?;
-                let outcome = self.open(&path, body.clone(), trace).await;
+                let outcome = self.open(&payload, trace).await;
                 breaker.note(&outcome);
                 outcome
             };

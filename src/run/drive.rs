@@ -12,6 +12,7 @@ use crate::{
     },
     chat::{Answer, Artifact, Done, Event, ModelCall},
     error::{Error, ErrorCode},
+    limit::Reservation,
     meters::{Direction, Outcome},
     store::{Commit, MessageStatus, RunEnd, RunStatus},
     telemetry::trace::{Kind, Span, TraceContext},
@@ -42,6 +43,8 @@ pub(super) struct Driven {
     /// What the run is part of.
     pub(super) trace: Option<TraceContext>,
     pub(super) recalled: Recalled,
+    /// The memory of the question, and of the history, held as long as they are.
+    pub(super) memory: (Option<Arc<Reservation>>, Reservation),
 }
 
 impl Runs {
@@ -60,6 +63,7 @@ impl Runs {
             facts,
             trace,
             recalled,
+            memory: (_, memory),
             ..
         } = &mut driven;
         let shelf = self.shelf(&run);
@@ -81,9 +85,12 @@ impl Runs {
         let mut ear = Ear { runs: &self, run: &run };
         let work = async {
             if let Recalled::Later(until) = recalled {
-                let (version, before, truncated) = Box::pin(self.called(&run, until)).await?;
-                turn.follow_on(before);
-                *recalled = Recalled::Now { version, truncated };
+                let history = Box::pin(self.called(&run, until, memory)).await?;
+                turn.follow_on(history.messages);
+                *recalled = Recalled::Now {
+                    version: history.session.version,
+                    truncated: history.truncated,
+                };
             }
             agent::answer(agent, candidates, bounds, &kit, turn, &mut ear).await
         };

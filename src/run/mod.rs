@@ -18,7 +18,7 @@ use crate::{
     agent::Agents,
     chat::{Event, Principal, RunId, SessionId, Usage},
     error::{Error, ErrorCode},
-    limit::Common,
+    limit::{Common, MemoryBudget},
     meters::{Meters, RunsNow},
     provider::Providers,
     store::{RunRecord, RunStatus, Store, relay::Relay},
@@ -31,6 +31,7 @@ mod entry;
 mod erase;
 mod fleet;
 pub mod follow;
+mod history;
 pub mod log;
 #[cfg(test)]
 mod panics;
@@ -193,6 +194,10 @@ pub struct Limits {
     pub max_runs: usize,
     /// The most of a session's history that a model is sent, in tokens.
     pub max_history_tokens: u64,
+    /// The same in bytes as stored, images included.
+    pub max_history_bytes: usize,
+    /// The most that requests and what is read for them may take together, in bytes.
+    pub memory: usize,
     /// What happens to a cancelled answer.
     pub on_cancel: OnCancel,
     /// How long a run may wait for its session.
@@ -222,6 +227,8 @@ pub struct Runs {
     pub artifacts: Arc<Artifacts>,
     /// The limits.
     pub limits: Limits,
+    /// The memory that requests, and what is read for them, may take together.
+    pub memory: MemoryBudget,
     /// Where it is counted what happens.
     pub meters: Arc<Meters>,
     /// Who is told what was done for whom.
@@ -265,6 +272,7 @@ impl Runs {
             store,
             artifacts: Arc::new(artifacts),
             limits,
+            memory: MemoryBudget::new(limits.memory, meters.clone()),
             meters,
             tracer,
             tasks: TaskTracker::new(),

@@ -24,11 +24,11 @@ use crate::{
     limit::Common,
     provider::{ChunkStream, Provider, ProviderError, Providers, Unsupported},
     store::{
-        ArtifactRecord, ArtifactStore, Begun, Commit, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore, Session,
-        SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
+        ArtifactRecord, ArtifactStore, Begun, Commit, MessagePage, NoticeStore, ReadFrom, ReadLimit, RunEnd, RunRecord,
+        RunStatus, RunStore, Session, SessionClaim, SessionPage, SessionStore, Store, TicketRecord, TicketStore,
+        TicketUse,
         artifact::Due,
         memory::Memory,
-        session::Loaded,
         tally::{Counted, Counting, Place, Tally},
     },
 };
@@ -131,6 +131,7 @@ fn order(session: &str, message: &str) -> Order {
         may_name_sessions: true,
         trace: None,
         request_id: None,
+        memory: None,
     }
 }
 
@@ -299,16 +300,13 @@ impl SessionStore for Brittle {
     fn session<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> Later<'a, Option<Session>> {
         self.within.session(principal, id)
     }
-    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> Later<'a, Option<Loaded>> {
-        self.within.load(principal, id)
-    }
     fn messages<'a>(
         &'a self,
         principal: &'a Principal,
         id: &'a SessionId,
-        from: u64,
-        limit: u32,
-    ) -> Later<'a, Vec<StoredMessage>> {
+        from: ReadFrom,
+        limit: ReadLimit,
+    ) -> Later<'a, Option<MessagePage>> {
         self.within.messages(principal, id, from, limit)
     }
     fn list<'a>(

@@ -7,10 +7,11 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{OnBusy, Run, Runs, registry::session_busy, start::record};
+use super::{OnBusy, Run, Runs, history::History, registry::session_busy, start::record};
 use crate::{
-    chat::{ChatRequest, Message, RunId, SessionId, history},
+    chat::{ChatRequest, RunId, SessionId},
     error::{Error, ErrorCode},
+    limit::Reservation,
     store::{Begun, Entry, Session, SessionClaim},
 };
 
@@ -92,12 +93,13 @@ impl Runs {
         asked_by: &Asked,
         called: Option<oneshot::Receiver<()>>,
         request: &mut ChatRequest,
+        memory: &mut Reservation,
     ) -> Result<Recalled, Error> {
         let Some(session_id) = &run.session_id else {
             return Ok(Recalled::Nothing);
         };
         let loaded = match (&called, asked_by.known_session) {
-            (None, true) => self.store.load(&run.principal, session_id).await?,
+            (None, true) => self.history(&run.principal, session_id, memory).await?,
             _ => None,
         };
         let claim = asked_by.claim();
@@ -116,7 +118,7 @@ impl Runs {
             // The store lets it go before those of this gateway that came a moment earlier.
             (Begun::At(_), Some(_)) => Ok(Recalled::Later(Until::Free)),
             (Begun::At(version), None) => {
-                let Some((session, before)) = loaded else {
+                let Some(history) = loaded else {
                     // Another gateway may have made the session, and written a turn, after it was looked for.
                     if asked_by.known_session && self.store.shared() {
                         return Ok(Recalled::Later(Until::Free));
@@ -126,11 +128,11 @@ impl Runs {
                         truncated: false,
                     });
                 };
-                if session.version != version {
+                if history.session.version != version {
                     return Ok(Recalled::Later(Until::Free)); // a turn was written after the session was read
                 }
-                let (before, truncated) = self.fitting(before);
-                request.messages.splice(0..0, before);
+                request.messages.splice(0..0, history.messages);
+                let truncated = history.truncated;
                 Ok(Recalled::Now { version, truncated })
             }
             // Who interrupts goes before all that queue here.
@@ -156,12 +158,16 @@ impl Runs {
         Ok(())
     }
 
-    /// Waits until the run holds its session, then reads what was said before. Returns the session's version, the
-    /// messages, and whether old turns were left out.
+    /// Waits until the run holds its session, then reads what was said before.
     ///
     /// # Errors
-    /// `session_busy` if that takes too long.
-    pub(super) async fn called(&self, run: &Run, until: &mut Until) -> Result<(i64, Vec<Message>, bool), Error> {
+    /// `session_busy` if that takes too long, `overloaded` if there is no memory for what was said.
+    pub(super) async fn called(
+        &self,
+        run: &Run,
+        until: &mut Until,
+        memory: &mut Reservation,
+    ) -> Result<History, Error> {
         let Some(session_id) = &run.session_id else {
             return Err(Error::internal("a run without a session waits for one"));
         };
@@ -193,16 +199,7 @@ impl Runs {
             }
             sleep(POLL.mul_f64(uneven).min(left)).await;
         }
-        let loaded = self.store.load(&run.principal, session_id).await?;
-        let (session, before) = loaded.ok_or_else(Error::not_found)?;
-        let (before, truncated) = self.fitting(before);
-        Ok((session.version, before, truncated))
-    }
-
-    /// The newest turns that a model can be sent, and whether older ones were left out.
-    fn fitting(&self, mut before: Vec<Message>) -> (Vec<Message>, bool) {
-        let from = history::fit(&before, self.limits.max_history_tokens);
-        before.drain(..from);
-        (before, from > 0)
+        let history = self.history(&run.principal, session_id, memory).await?;
+        history.ok_or_else(Error::not_found)
     }
 }

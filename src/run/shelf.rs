@@ -310,6 +310,8 @@ pub(super) mod tests {
             memory_limit: 1,
             max_runs: 0,
             max_history_tokens: 1,
+            max_history_bytes: 1 << 20,
+            memory: 8 << 20,
             on_cancel: OnCancel::Keep,
             queue_patience: LIFE,
         };

@@ -24,7 +24,7 @@ use crate::{
         Again, ChatRequest, Event, Image, Message, Principal, ResponseFormat, RunId, SessionId, Settings, ToolChoice,
     },
     error::{Error, ErrorCode},
-    limit::Common,
+    limit::{Common, Reservation},
     store::{
         KEY_LIFE, RunRecord, RunStatus, Session, conflict,
         tally::{Counting, Place},
@@ -80,6 +80,8 @@ pub struct Order {
     pub trace: Option<TraceContext>,
     /// The id of the request that orders it, for the log.
     pub request_id: Option<Arc<str>>,
+    /// The memory that is reserved for what the request brought.
+    pub memory: Option<Arc<Reservation>>,
 }
 
 /// The outcome of an attempt to start a run.
@@ -220,7 +222,8 @@ impl Runs {
             begun: false,
         };
 
-        let recalled = match self.recall(&run, &asked_by, called, &mut request).await? {
+        let mut memory = self.memory.reserve_nothing(&run.principal);
+        let recalled = match self.recall(&run, &asked_by, called, &mut request, &mut memory).await? {
             Recalled::Known(id) => {
                 self.meters.idempotent_hit();
                 return self.known_elsewhere(&run, id).await.map(Attempt::Started);
@@ -243,6 +246,7 @@ impl Runs {
             include_reasoning: order.include_reasoning,
             trace: order.trace,
             recalled,
+            memory: (order.memory, memory),
         };
         self.tasks.spawn(self.clone().drive(run.clone(), driven));
         Ok(Attempt::Started(run))

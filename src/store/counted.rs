@@ -6,11 +6,10 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{
-    ArtifactRecord, ArtifactStore, Begun, Commit, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore, Session,
-    SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
+    ArtifactRecord, ArtifactStore, Begun, Commit, MessagePage, NoticeStore, ReadFrom, ReadLimit, RunEnd, RunRecord,
+    RunStatus, RunStore, Session, SessionClaim, SessionPage, SessionStore, Store, TicketRecord, TicketStore, TicketUse,
     artifact::Due,
     notice::{Erasure, Notices},
-    session::Loaded,
 };
 use crate::{
     chat::{ArtifactId, Principal, RunId, SessionId},
@@ -78,8 +77,7 @@ impl SessionStore for Counted {
     counted! {
         create(principal: &'a Principal, session: Session) -> Session;
         session(principal: &'a Principal, id: &'a SessionId) -> Option<Session>;
-        load(principal: &'a Principal, id: &'a SessionId) -> Option<Loaded>;
-        messages(principal: &'a Principal, id: &'a SessionId, from: u64, limit: u32) -> Vec<StoredMessage>;
+        messages(principal: &'a Principal, id: &'a SessionId, from: ReadFrom, limit: ReadLimit) -> Option<MessagePage>;
         list(principal: &'a Principal, user_id: Option<&'a str>, after: Option<(i64, SessionId)>, limit: u32) -> SessionPage;
         delete(principal: &'a Principal, id: &'a SessionId) -> ();
         expire(before: i64) -> u64;

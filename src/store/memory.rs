@@ -8,12 +8,12 @@ use std::{
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    ArtifactRecord, ArtifactStore, Begun, Commit, NO_USER, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore,
-    Session, SessionClaim, SessionPage, SessionStore, Store, StoredMessage, TicketRecord, TicketStore, TicketUse,
-    artifact::Due, conflict, session::Loaded,
+    ArtifactRecord, ArtifactStore, Begun, Commit, MessagePage, NO_USER, NoticeStore, ReadFrom, ReadLimit, RunEnd,
+    RunRecord, RunStatus, RunStore, Session, SessionClaim, SessionPage, SessionStore, Store, StoredMessage,
+    TicketRecord, TicketStore, TicketUse, artifact::Due, conflict,
 };
 use crate::{
-    chat::{ArtifactId, Message, Principal, RunId, SessionId},
+    chat::{ArtifactId, Message, Principal, RunId, SessionId, history::memory},
     error::Error,
 };
 
@@ -74,6 +74,36 @@ impl Memory {
     }
 }
 
+/// The messages that fit. Their stored size is what they hold in memory.
+fn page(session: &Session, all: &[StoredMessage], from: ReadFrom, limit: ReadLimit) -> MessagePage {
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX).min(all.len());
+    let (start, backwards) = match from {
+        ReadFrom::Newest => (all.len(), true),
+        ReadFrom::Before(before) => (number(before), true),
+        ReadFrom::Number(first) => (number(first), false),
+    };
+    let (mut first, mut end, mut bytes) = (start, start, 0);
+    let next_bytes = loop {
+        let next = if backwards { first.checked_sub(1) } else { Some(end) };
+        let Some((at, next)) = next.and_then(|at| Some((at, all.get(at)?))) else {
+            break None;
+        };
+        let size = memory(&next.message) as u64;
+        if end - first == limit.rows as usize || bytes + size > limit.bytes {
+            break Some(size);
+        }
+        bytes += size;
+        (first, end) = (first.min(at), end.max(at + 1));
+    };
+    MessagePage {
+        session: session.clone(),
+        messages: all[first..end].to_vec(),
+        first: first as u64,
+        bytes,
+        next_bytes,
+    }
+}
+
 fn key(principal: &Principal, id: &SessionId) -> SessionKey {
     (principal.as_str().to_owned(), id.clone())
 }
@@ -118,38 +148,16 @@ impl SessionStore for Memory {
         Box::pin(ready(Ok(found)))
     }
 
-    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<Option<Loaded>, Error>> {
-        let shelves = self.shelves();
-        let found = shelves.sessions.get(&key(principal, id)).map(|(session, messages)| {
-            (
-                session.clone(),
-                messages.iter().map(|stored| stored.message.clone()).collect(),
-            )
-        });
-        Box::pin(ready(Ok(found)))
-    }
-
     fn messages<'a>(
         &'a self,
         principal: &'a Principal,
         id: &'a SessionId,
-        from: u64,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Vec<StoredMessage>, Error>> {
+        from: ReadFrom,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<Option<MessagePage>, Error>> {
         let shelves = self.shelves();
-        let all = shelves
-            .sessions
-            .get(&key(principal, id))
-            .map(|(_, messages)| messages.iter());
-        let from = usize::try_from(from).unwrap_or(usize::MAX);
-        let page = all
-            .into_iter()
-            .flatten()
-            .skip(from)
-            .take(limit as usize)
-            .cloned()
-            .collect();
-        Box::pin(ready(Ok(page)))
+        let found = shelves.sessions.get(&key(principal, id));
+        Box::pin(ready(Ok(found.map(|(session, all)| page(session, all, from, limit)))))
     }
 
     fn list<'a>(

@@ -35,7 +35,9 @@ pub use artifact::{ArtifactRecord, ArtifactStore};
 pub use blobs::Blobs;
 pub use notice::NoticeStore;
 pub use run::{Begun, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim};
-pub use session::{Commit, MessageStatus, Session, SessionPage, SessionStore, StoredMessage};
+pub use session::{
+    Commit, MessagePage, MessageStatus, ReadFrom, ReadLimit, Session, SessionPage, SessionStore, StoredMessage,
+};
 pub use ticket::{TicketRecord, TicketStore, TicketUse};
 
 /// Sessions, runs and the records of files together: they are written in the same transactions. And tickets, which are

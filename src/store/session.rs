@@ -92,8 +92,41 @@ impl SessionPage {
     }
 }
 
-/// A session and all its messages, oldest first.
-pub type Loaded = (Session, Vec<Message>);
+/// Where a read of a session's messages begins. They are numbered from 0, the oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// At the newest message, backwards.
+    Newest,
+    /// At the one before this number, backwards.
+    Before(u64),
+    /// At this number, forwards.
+    Number(u64),
+}
+
+/// The most that one read returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadLimit {
+    /// In messages.
+    pub rows: u32,
+    /// In bytes as stored.
+    pub bytes: u64,
+}
+
+/// A session and some of its messages, as of one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MessagePage {
+    /// The session.
+    pub session: Session,
+    /// Messages that follow each other, oldest first.
+    pub messages: Vec<StoredMessage>,
+    /// The number of the first of them; without any, of the message after the place where the read began backwards, or at
+    /// it forwards.
+    pub first: u64,
+    /// Their size as stored.
+    pub bytes: u64,
+    /// The size of the next message in the direction of the read, for which there was no room; `None` at the end.
+    pub next_bytes: Option<u64>,
+}
 
 /// Keeps sessions.
 pub trait SessionStore: Send + Sync {
@@ -107,17 +140,15 @@ pub trait SessionStore: Send + Sync {
         id: &'a SessionId,
     ) -> BoxFuture<'a, Result<Option<Session>, Error>>;
 
-    /// A session and all its messages, oldest first, as of one moment.
-    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<Option<Loaded>, Error>>;
-
-    /// At most `limit` messages from number `from` (0 is the oldest) on.
+    /// A session and those of its messages that fit into `limit`. Their sizes are looked at first: what does not fit is not
+    /// read.
     fn messages<'a>(
         &'a self,
         principal: &'a Principal,
         id: &'a SessionId,
-        from: u64,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Vec<StoredMessage>, Error>>;
+        from: ReadFrom,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<Option<MessagePage>, Error>>;
 
     /// At most `limit` sessions, newest first, `user_id`'s only if given, after the one named.
     fn list<'a>(

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    ArtifactRecord, MessageStatus, RunEnd, RunRecord, RunStatus, Session, StoredMessage, TicketRecord, TicketUse,
-    artifact::Due, counted::Fault,
+    ArtifactRecord, MessagePage, MessageStatus, ReadFrom, ReadLimit, RunEnd, RunRecord, RunStatus, Session,
+    StoredMessage, TicketRecord, TicketUse, artifact::Due, counted::Fault,
 };
 use crate::{
-    chat::{Artifact, Principal},
+    chat::{Artifact, Principal, SessionId},
     error::{Error, ErrorCode},
 };
 
@@ -17,6 +17,8 @@ use crate::{
 pub(super) trait Columns {
     fn text(&self, column: &'static str) -> Result<Option<String>, sqlx::Error>;
     fn number(&self, column: &'static str) -> Result<Option<i64>, sqlx::Error>;
+    /// A column of JSON, parsed where it is: a large one is not copied first.
+    fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>, sqlx::Error>;
 }
 
 fn text(row: &impl Columns, column: &'static str) -> Result<String, sqlx::Error> {
@@ -38,9 +40,14 @@ pub(super) fn word<T: FromStr>(row: &impl Columns, column: &'static str) -> Resu
         .map_err(|_| sqlx::Error::Decode(format!("{column} is not an id").into()))
 }
 
+/// A column that holds a session's id.
+fn session_id(row: &impl Columns) -> Result<SessionId, sqlx::Error> {
+    text(row, "session_id").map(|id| SessionId::stored(&id))
+}
+
 pub(super) fn read_session(row: &impl Columns) -> Result<Session, sqlx::Error> {
     Ok(Session {
-        id: word(row, "id")?,
+        id: SessionId::stored(&text(row, "id")?),
         user_id: text(row, "user_id")?,
         agent: text(row, "agent")?,
         metadata: parse(&text(row, "metadata")?)?,
@@ -51,17 +58,114 @@ pub(super) fn read_session(row: &impl Columns) -> Result<Session, sqlx::Error> {
     })
 }
 
-pub(super) fn read_message(row: &impl Columns) -> Result<StoredMessage, sqlx::Error> {
-    Ok(StoredMessage {
-        message: parse(&text(row, "body")?)?,
+/// The statement that reads a part of a session's messages: parameters are the principal, the session, where to begin,
+/// how many messages and how many bytes. The sizes of as many messages are summed up first, which reads no body; bodies are
+/// read of those that fit, and of the first that does not there is the size alone. Rows come in any order.
+macro_rules! select_messages {
+    ($compare:literal, $order:literal) => {
+        concat!(
+            "SELECT s.id, s.user_id, s.agent, s.metadata, s.message_count, s.version, s.created_at, s.updated_at, \
+             w.seq, CAST(w.size AS bigint) AS size, m.run_id, m.status, m.created_at AS added_at, m.body FROM sessions s \
+             LEFT JOIN (SELECT seq, size, sum(size) OVER (ORDER BY seq ",
+            $order,
+            ") AS total, row_number() OVER (ORDER BY seq ",
+            $order,
+            ") AS place FROM (SELECT seq, octet_length(body) AS size FROM messages \
+             WHERE principal = $1 AND session_id = $2 AND seq ",
+            $compare,
+            " $3 ORDER BY seq ",
+            $order,
+            " LIMIT $4 + 1) sizes) w ON w.total - w.size <= $5 \
+             LEFT JOIN messages m ON m.principal = s.principal AND m.session_id = s.id AND m.seq = w.seq \
+             AND w.total <= $5 AND w.place <= $4 WHERE s.principal = $1 AND s.id = $2"
+        )
+    };
+}
+
+/// The statement for a direction, and the number where it begins.
+pub(super) fn messages_statement(from: ReadFrom) -> (&'static str, i64) {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    match from {
+        ReadFrom::Newest => (select_messages!("<", "DESC"), i64::MAX),
+        ReadFrom::Before(before) => (select_messages!("<", "DESC"), number(before)),
+        ReadFrom::Number(first) => (select_messages!(">=", "ASC"), number(first)),
+    }
+}
+
+/// The limits of a read as the statement takes them.
+pub(super) fn read_limits(limit: ReadLimit) -> (i64, i64) {
+    let bytes = i64::try_from(limit.bytes).unwrap_or(i64::MAX);
+    (i64::from(limit.rows), bytes)
+}
+
+/// Puts a page together from the rows of [`messages_statement`], as they come.
+#[derive(Default)]
+pub(super) struct PageRows {
+    session: Option<Session>,
+    messages: Vec<(u64, StoredMessage)>,
+    bytes: u64,
+    /// The number and the size of the message for which there was no room.
+    next: Option<(u64, u64)>,
+}
+
+impl PageRows {
+    /// Takes a row.
+    ///
+    /// # Errors
+    /// Something in it is not what was written.
+    pub(super) fn push(&mut self, row: &impl Columns) -> Result<(), sqlx::Error> {
+        if self.session.is_none() {
+            self.session = Some(read_session(row)?);
+        }
+        let Some(seq) = row.number("seq")?.map(i64::unsigned_abs) else {
+            return Ok(()); // a session without messages there
+        };
+        let size = number(row, "size")?.unsigned_abs();
+        match read_message(row)? {
+            Some(message) => {
+                self.messages.push((seq, message));
+                self.bytes += size;
+            }
+            None => self.next = Some((seq, size)),
+        }
+        Ok(())
+    }
+
+    /// The page; `None` if there is no such session.
+    pub(super) fn page(mut self, from: ReadFrom) -> Option<MessagePage> {
+        let session = self.session?;
+        self.messages.sort_by_key(|(seq, _)| *seq);
+        let first = match (self.messages.first(), from, self.next) {
+            (Some((first, _)), ..) => *first,
+            (None, ReadFrom::Number(first), _) => first,
+            (None, _, Some((next, _))) => next + 1,
+            (None, _, None) => 0,
+        };
+        Some(MessagePage {
+            session,
+            messages: self.messages.into_iter().map(|(_, message)| message).collect(),
+            first,
+            bytes: self.bytes,
+            next_bytes: self.next.map(|(_, size)| size),
+        })
+    }
+}
+
+/// A message whose body was read.
+fn read_message(row: &impl Columns) -> Result<Option<StoredMessage>, sqlx::Error> {
+    let Some(message) = row.json("body")? else {
+        return Ok(None);
+    };
+    let complete = text(row, "status")? == status_word(MessageStatus::Complete);
+    Ok(Some(StoredMessage {
+        message,
         run_id: word(row, "run_id")?,
-        status: if text(row, "status")? == status_word(MessageStatus::Complete) {
-            MessageStatus::Complete
-        } else {
-            MessageStatus::Cancelled
+        status: match complete {
+            true => MessageStatus::Complete,
+            false => MessageStatus::Cancelled,
         },
-        created_at: number(row, "created_at")?,
-    })
+        created_at: number(row, "added_at")?,
+    }))
 }
 
 pub(super) fn read_run(row: &impl Columns) -> Result<RunRecord, sqlx::Error> {
@@ -81,7 +185,7 @@ pub(super) fn read_run(row: &impl Columns) -> Result<RunRecord, sqlx::Error> {
     Ok(RunRecord {
         id: word(row, "id")?,
         principal: Principal::named(&text(row, "principal")?),
-        session_id: word(row, "session_id")?,
+        session_id: session_id(row)?,
         agent: text(row, "agent")?,
         model: text(row, "model")?,
         metadata: parse(&text(row, "metadata")?)?,
@@ -104,7 +208,7 @@ pub(super) fn read_artifact(row: &impl Columns) -> Result<ArtifactRecord, sqlx::
     Ok(ArtifactRecord {
         artifact,
         principal: Principal::named(&text(row, "principal")?),
-        session_id: session.map(|_| word(row, "session_id")).transpose()?,
+        session_id: session.map(|id| SessionId::stored(&id)),
         run_id: word(row, "run_id")?,
         created_at: number(row, "created_at")?,
     })

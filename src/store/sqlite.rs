@@ -6,7 +6,8 @@
 
 use std::{fs::File, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::{TryStreamExt, future::BoxFuture};
+use serde::de::DeserializeOwned;
 use sqlx::{
     Connection, Row, SqlSafeStr, SqliteConnection, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
@@ -20,10 +21,12 @@ use self::{
     write::{Fate, Op, QUEUE, TurnRows, Write, Writer, late},
 };
 use super::{
-    Begun, Commit, NoticeStore, RunEnd, RunRecord, RunStatus, RunStore, Session, SessionClaim, SessionPage,
-    SessionStore, Store, StoredMessage, conflict,
-    session::Loaded,
-    sql::{Columns, broken, parse, read_message, read_run, read_session, status_word, unavailable},
+    Begun, Commit, MessagePage, NoticeStore, ReadFrom, ReadLimit, RunEnd, RunRecord, RunStatus, RunStore, Session,
+    SessionClaim, SessionPage, SessionStore, Store, conflict,
+    sql::{
+        Columns, PageRows, broken, messages_statement, parse, read_limits, read_run, read_session, status_word,
+        unavailable,
+    },
 };
 use crate::{
     chat::{Principal, RunId, SessionId},
@@ -48,6 +51,8 @@ const OUTCOME: Duration = Duration::from_secs(50);
 const TRIES: usize = 5;
 /// Connections for reading.
 const READERS: u32 = 4;
+/// How many rows a reader is ahead of whoever takes them. One row can hold a body's worth of images.
+const AHEAD: usize = 1;
 
 /// The schema's history. A file that has been released is never changed.
 fn migrations() -> Migrator {
@@ -124,7 +129,7 @@ impl Sqlite {
         let reads = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(BUSY)
-            .connect_with(options.read_only(true).create_if_missing(false))
+            .connect_with(options.read_only(true).create_if_missing(false).row_buffer_size(AHEAD))
             .await
             .map_err(|e| unavailable(&failed("cannot be read"), e))?;
         let (writes, queue) = mpsc::channel(QUEUE);
@@ -248,48 +253,28 @@ impl SessionStore for Sqlite {
         })
     }
 
-    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<Option<Loaded>, Error>> {
-        Box::pin(async move {
-            // One statement, so that the messages are those of the version.
-            let rows = sqlx::query(
-                "SELECT s.*, m.body FROM sessions s LEFT JOIN messages m ON m.principal = s.principal AND m.session_id = s.id \
-                 WHERE s.principal = ? AND s.id = ? ORDER BY m.seq",
-            )
-            .bind(principal.as_str())
-            .bind(id.as_str())
-            .fetch_all(&self.reads)
-            .await
-            .map_err(|e| broken(&e))?;
-            let Some(first) = rows.first() else { return Ok(None) };
-            let session = read_session(first).map_err(|e| broken(&e))?;
-            let bodies = rows
-                .iter()
-                .filter_map(|row| row.try_get::<Option<String>, _>("body").transpose());
-            let messages = bodies.map(|body| parse(&body?)).collect::<Result<_, sqlx::Error>>();
-            Ok(Some((session, messages.map_err(|e| broken(&e))?)))
-        })
-    }
-
     fn messages<'a>(
         &'a self,
         principal: &'a Principal,
         id: &'a SessionId,
-        from: u64,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Vec<StoredMessage>, Error>> {
+        from: ReadFrom,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<Option<MessagePage>, Error>> {
         Box::pin(async move {
-            let rows = sqlx::query(
-                "SELECT run_id, status, created_at, body FROM messages \
-                 WHERE principal = ? AND session_id = ? AND seq >= ? ORDER BY seq LIMIT ?",
-            )
-            .bind(principal.as_str())
-            .bind(id.as_str())
-            .bind(i64::try_from(from).unwrap_or(i64::MAX))
-            .bind(limit)
-            .fetch_all(&self.reads)
-            .await;
-            rows.and_then(|rows| rows.iter().map(read_message).collect())
-                .map_err(|e| broken(&e))
+            let (statement, start) = messages_statement(from);
+            let (count, bytes) = read_limits(limit);
+            let mut page = PageRows::default();
+            let mut rows = sqlx::query(statement)
+                .bind(principal.as_str())
+                .bind(id.as_str())
+                .bind(start)
+                .bind(count)
+                .bind(bytes)
+                .fetch(&self.reads);
+            while let Some(row) = rows.try_next().await.map_err(|e| broken(&e))? {
+                page.push(&row).map_err(|e| broken(&e))?;
+            }
+            Ok(page.page(from))
         })
     }
 
@@ -472,5 +457,9 @@ impl Columns for SqliteRow {
 
     fn number(&self, column: &'static str) -> Result<Option<i64>, sqlx::Error> {
         self.try_get(column)
+    }
+
+    fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>, sqlx::Error> {
+        self.try_get::<Option<&str>, _>(column)?.map(parse).transpose()
     }
 }

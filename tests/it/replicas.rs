@@ -9,13 +9,13 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sluicegate::chat::{Message, Principal, SessionId};
 use sluicegate::error::ErrorCode;
-use sluicegate::store::{self, Begun, Entry, KEY_LIFE, RunRecord, RunStatus, SessionClaim, Store};
+use sluicegate::store::{self, Begun, Entry, KEY_LIFE, ReadFrom, RunRecord, RunStatus, SessionClaim, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::house::{Call, Gate, Process, Script, Upstream, get, openai, post};
-use crate::stores::{Database, ada, code, commit, end, id, record as file, run, turn};
+use crate::stores::{ALL, Database, ada, code, commit, end, id, record as file, run, turn};
 
 type Shared = Arc<dyn Store>;
 
@@ -74,9 +74,10 @@ async fn status(store: &Shared, run: &RunRecord) -> RunStatus {
 }
 
 async fn said(store: &Shared, run: &RunRecord) -> Vec<String> {
-    let messages = store.messages(&run.principal, &run.session_id, 0, 100).await.unwrap();
-    messages
-        .into_iter()
+    let page = store.messages(&run.principal, &run.session_id, ReadFrom::Number(0), ALL);
+    let page = page.await.unwrap();
+    page.into_iter()
+        .flat_map(|page| page.messages)
         .map(|stored| stored.message.content.to_string())
         .collect()
 }
@@ -665,7 +666,7 @@ async fn a_server_that_is_gone_or_silent_is_said_so_in_time_and_is_found_again()
         let (begins, written, read, ready) = tokio::join!(
             begins,
             complete(&store, &before, version, &messages),
-            store.load(&ada, &s),
+            store.messages(&ada, &s, ReadFrom::Newest, ALL),
             store.ready(),
         );
         assert!(

@@ -194,6 +194,7 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ("[log]\notlp_endpoint = \"http://x:canary-7f3a@y\"", "log.otlp_endpoint"),
         ("[server]\nadmin_listen = \"canary-7f3a\"", "server.admin_listen"),
         ("[store]\nurl = \"canary://7f3a\"", "store.url"),
+        ("[limits]\nmemory = \"31MiB\"", "limits.memory"),
         ("[run_log]\nurl = \"canary://x:canary-7f3a@y\"", "run_log.url"),
         ("[providers.mine]\nbase_url = \"http://x\"", "providers.mine.kind"),
         ("[providers.mine]\nkind = \"opnai\"", "providers.mine.kind"),

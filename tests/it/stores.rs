@@ -8,8 +8,8 @@ use sluicegate::chat::{
 };
 use sluicegate::error::{Error, ErrorCode};
 use sluicegate::store::{
-    self, ArtifactRecord, Begun, Commit, Entry, KEY_LIFE, MessageStatus, RunEnd, RunRecord, RunStatus, Session,
-    SessionClaim, Store, TicketRecord, TicketUse,
+    self, ArtifactRecord, Begun, Commit, Entry, KEY_LIFE, MessageStatus, ReadFrom, ReadLimit, RunEnd, RunRecord,
+    RunStatus, Session, SessionClaim, Store, TicketRecord, TicketUse,
 };
 use tempfile::TempDir;
 
@@ -142,6 +142,7 @@ macro_rules! suite {
             an_erased_session_does_not_come_back_under_an_old_version
             sessions_are_listed_newest_first_page_by_page
             messages_are_given_page_by_page
+            messages_are_read_within_bytes
             a_key_finds_the_newest_run_that_goes_on_or_is_complete
             what_an_interrupted_run_was_told_is_kept
             idle_sessions_expire_and_busy_ones_do_not
@@ -256,14 +257,36 @@ pub(crate) async fn session(store: &Kept, principal: &Principal, id: &SessionId)
     store.session(principal, id).await.expect("a store that can be read")
 }
 
+/// No limit.
+pub(crate) const ALL: ReadLimit = ReadLimit {
+    rows: 1_000,
+    bytes: u64::MAX,
+};
+
+/// A session and all its messages, oldest first.
+pub(crate) async fn load(
+    store: &Kept,
+    principal: &Principal,
+    id: &SessionId,
+) -> Result<Option<(Session, Vec<Message>)>, Error> {
+    let page = store.messages(principal, id, ReadFrom::Newest, ALL).await?;
+    Ok(page.map(|page| {
+        assert_eq!((page.first, page.next_bytes), (0, None));
+        (
+            page.session,
+            page.messages.into_iter().map(|stored| stored.message).collect(),
+        )
+    }))
+}
+
 /// The session's messages as `(content, status)`.
 pub(crate) async fn said(store: &Kept, principal: &Principal, id: &SessionId) -> Vec<(String, MessageStatus)> {
-    let messages = store
-        .messages(principal, id, 0, 1_000)
+    let page = store
+        .messages(principal, id, ReadFrom::Number(0), ALL)
         .await
         .expect("a store that can be read");
-    messages
-        .into_iter()
+    page.into_iter()
+        .flat_map(|page| page.messages)
         .map(|stored| (stored.message.content.to_string(), stored.status))
         .collect()
 }
@@ -275,7 +298,7 @@ pub(crate) fn code<T: std::fmt::Debug>(outcome: Result<T, Error>) -> ErrorCode {
 async fn a_first_run_makes_its_session(store: &Kept) {
     let (ada, s) = (ada(), id("s"));
     assert_eq!(session(store, &ada, &s).await, None);
-    assert_eq!(store.load(&ada, &s).await.unwrap(), None);
+    assert_eq!(load(store, &ada, &s).await.unwrap(), None);
     let first = run(&ada, &s, 1_234);
     let version = begin(store, &first, "grace").await;
     let made = session(store, &ada, &s).await.expect("the session");
@@ -292,7 +315,7 @@ async fn a_first_run_makes_its_session(store: &Kept) {
         (made.created_at, made.updated_at, made.version),
         (1_234, 1_234, version)
     );
-    let (loaded, messages) = store.load(&ada, &s).await.unwrap().expect("the session");
+    let (loaded, messages) = load(store, &ada, &s).await.unwrap().expect("the session");
     assert_eq!((loaded, messages), (made.clone(), vec![]));
     assert_eq!(store.run(&ada, first.id).await.unwrap(), Some(first.clone()));
     fail(store, &first).await;
@@ -362,14 +385,15 @@ async fn what_is_appended_is_loaded_in_its_order(store: &Kept) {
         expected.extend(messages.map(|message| (message, status)));
         runs.extend([record.id; 2]);
     }
-    let (loaded, messages) = store.load(&ada, &s).await.unwrap().expect("the session");
+    let (loaded, messages) = load(store, &ada, &s).await.unwrap().expect("the session");
     assert_eq!(
         messages,
         expected.iter().map(|(message, _)| message.clone()).collect::<Vec<_>>()
     );
     assert_eq!((loaded.message_count, loaded.version), (24, versions[11]));
     assert!(loaded.updated_at >= loaded.created_at);
-    let stored = store.messages(&ada, &s, 0, 100).await.unwrap();
+    let stored = store.messages(&ada, &s, ReadFrom::Number(0), ALL).await.unwrap();
+    let stored = stored.expect("the session").messages;
     assert_eq!(stored.iter().map(|stored| stored.run_id).collect::<Vec<_>>(), runs);
     assert_eq!(
         stored
@@ -408,7 +432,7 @@ async fn a_message_comes_back_as_it_was(store: &Kept) {
         Message::assistant("x".repeat(300_000), vec![]),
     ];
     add(store, &ada, &s, &messages).await;
-    let loaded = store.load(&ada, &s).await.unwrap().expect("the session").1;
+    let loaded = load(store, &ada, &s).await.unwrap().expect("the session").1;
     assert_eq!(loaded, messages);
     let text = |messages: &[Message]| serde_json::to_string(messages).unwrap();
     assert_eq!(text(&loaded), text(&messages));
@@ -441,7 +465,7 @@ async fn a_lost_race_is_a_conflict_and_writes_nothing_at_all(store: &Kept) {
         .await;
     assert_eq!(code(lost), ErrorCode::SessionBusy);
     assert_eq!(session(store, &ada, &s).await, after);
-    assert_eq!(store.load(&ada, &s).await.unwrap().unwrap().1, theirs);
+    assert_eq!(load(store, &ada, &s).await.unwrap().unwrap().1, theirs);
     let row = store.run(&ada, slow.id).await.unwrap().unwrap();
     assert_eq!(
         (row.status, row.end),
@@ -564,7 +588,7 @@ async fn erasing_takes_everything_of_the_session_and_nothing_else(store: &Kept) 
     for _ in 0..2 {
         store.delete(&ada, &s).await.unwrap();
         assert_eq!(session(store, &ada, &s).await, None);
-        assert_eq!(store.load(&ada, &s).await.unwrap(), None);
+        assert_eq!(load(store, &ada, &s).await.unwrap(), None);
         assert_eq!(said(store, &ada, &s).await, []);
         assert_eq!(store.run(&ada, gone.id).await.unwrap(), None);
         assert_eq!(store.list(&ada, None, None, 10).await.unwrap().sessions.len(), 1);
@@ -653,21 +677,87 @@ async fn messages_are_given_page_by_page(store: &Kept) {
     for number in 0..4 {
         add(store, &ada, &s, &turn(number)).await;
     }
-    let all = store.messages(&ada, &s, 0, 100).await.unwrap();
-    assert_eq!(all.len(), 8);
-    for limit in 1..=9 {
-        let mut paged = Vec::new();
-        while let page = store.messages(&ada, &s, paged.len() as u64, limit).await.unwrap()
-            && !page.is_empty()
-        {
-            assert!(page.len() <= limit as usize);
-            paged.extend(page);
+    let read = async |from, rows, bytes| {
+        let page = store.messages(&ada, &s, from, ReadLimit { rows, bytes }).await.unwrap();
+        page.expect("the session")
+    };
+    let all = read(ReadFrom::Number(0), 100, u64::MAX).await;
+    assert_eq!((all.messages.len(), all.first, all.next_bytes), (8, 0, None));
+    let total = all.bytes;
+    let all = all.messages;
+    for rows in 1..=9 {
+        let (mut forwards, mut backwards, mut bytes) = (Vec::new(), all.clone(), 0);
+        loop {
+            let page = read(ReadFrom::Number(forwards.len() as u64), rows, u64::MAX).await;
+            assert_eq!(page.first, forwards.len() as u64);
+            bytes += page.bytes;
+            forwards.extend(page.messages);
+            assert!(page.bytes == 0 || forwards.len() % rows as usize == 0 || forwards.len() == 8);
+            if page.next_bytes.is_none() {
+                break;
+            }
         }
-        assert_eq!(paged, all, "{limit} a page");
+        assert_eq!((&forwards, bytes), (&all, total), "{rows} a page");
+        let mut from = ReadFrom::Newest;
+        loop {
+            let page = read(from, rows, u64::MAX).await;
+            assert_eq!(page.messages, backwards.split_off(page.first as usize), "{rows} a page");
+            from = ReadFrom::Before(page.first);
+            if page.next_bytes.is_none() {
+                break;
+            }
+        }
+        assert_eq!(backwards, []);
     }
-    assert_eq!(store.messages(&ada, &s, u64::MAX, 10).await.unwrap(), []);
-    assert_eq!(store.messages(&ada, &id("t"), 0, 10).await.unwrap(), []);
-    assert_eq!(store.messages(&Principal::anonymous(), &s, 0, 10).await.unwrap(), []);
+    for from in [ReadFrom::Number(8), ReadFrom::Number(u64::MAX), ReadFrom::Before(0)] {
+        let none = read(from, 10, u64::MAX).await;
+        assert_eq!((none.messages, none.next_bytes), (vec![], None), "{from:?}");
+    }
+    assert_eq!(
+        store.messages(&ada, &id("t"), ReadFrom::Newest, ALL).await.unwrap(),
+        None
+    );
+    let other = Principal::anonymous();
+    assert_eq!(
+        store.messages(&other, &s, ReadFrom::Number(0), ALL).await.unwrap(),
+        None
+    );
+}
+
+/// Only what fits is read; of what does not, the size is told.
+async fn messages_are_read_within_bytes(store: &Kept) {
+    let (ada, s) = (ada(), id("s"));
+    let long = |letter: &str| Message::user(letter.repeat(100_000), vec![]);
+    let short = Message::assistant("Yes", vec![]);
+    add(store, &ada, &s, &[long("a"), short.clone()]).await;
+    add(store, &ada, &s, &[long("b"), short]).await;
+    let read = async |from, bytes| {
+        let page = store
+            .messages(&ada, &s, from, ReadLimit { rows: 10, bytes })
+            .await
+            .unwrap();
+        page.expect("the session")
+    };
+    let newest = read(ReadFrom::Newest, 50_000).await;
+    assert_eq!((newest.messages.len(), newest.first), (1, 3));
+    let size = newest.next_bytes.expect("more");
+    assert!((100_000..250_000).contains(&size), "{size}");
+    let none = read(ReadFrom::Before(3), size - 1).await;
+    assert_eq!((none.messages.len(), none.first, none.next_bytes), (0, 3, Some(size)));
+    let one = read(ReadFrom::Before(3), size).await;
+    assert_eq!((one.messages.len(), one.first, one.bytes), (1, 2, size));
+    assert!(one.messages[0].message.content.starts_with('b'));
+    // A small message behind a large one is not read in its place.
+    let first = read(ReadFrom::Number(0), size - 1).await;
+    assert_eq!(
+        (first.messages.len(), first.first, first.next_bytes),
+        (0, 0, Some(size))
+    );
+    let two = read(ReadFrom::Number(0), size + newest.bytes).await;
+    assert_eq!((two.messages.len(), two.bytes), (2, size + newest.bytes));
+    assert_eq!(two.next_bytes, Some(size));
+    let all = read(ReadFrom::Newest, u64::MAX).await;
+    assert_eq!((all.messages.len(), all.bytes), (4, 2 * (size + newest.bytes)));
 }
 
 async fn a_key_finds_the_newest_run_that_goes_on_or_is_complete(store: &Kept) {

@@ -41,8 +41,8 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "limit",
-        "chat error store",
-        "it counts callers; it knows neither who they are nor what they ask for",
+        "chat error meters store",
+        "it counts callers, and the memory of their requests; it knows neither who they are nor what they ask for",
     ),
     (
         "http",
@@ -84,6 +84,7 @@ const SHARED: &[(&str, &str, &str)] = &[
     ("upstream.rs", "Bearer {}", "the one place that sends a key"),
     ("unanswered.rs", "", "how a connection can fail, whosever it is"),
     ("unpack.rs", "", "how bytes are packed, whosever they are"),
+    ("payload.rs", "", "a body in pieces, whosever it is"),
     ("retry.rs", "", "when to ask again, whoever is asked"),
     ("breaker.rs", "", "when not to ask, whoever is asked"),
     ("error.rs", "", "what can go wrong with any of them"),

@@ -2,9 +2,13 @@
 //! model, and none of it is a second road: what `/chat` answers is what the events said.
 
 use axum::{
+    body::Body,
     extract::FromRequestParts,
     http::{HeaderMap, HeaderValue, header, request::Parts},
+    response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use serde::Serialize;
 
 use std::sync::Arc;
 
@@ -12,6 +16,7 @@ use crate::{
     chat::{RunId, SessionId},
     error::{Error, ErrorCode},
     http::{error::Refusal, outlet},
+    limit::Reservation,
     meters::{Disconnect, Format, Meters, Open},
     run::Run,
 };
@@ -77,6 +82,30 @@ pub(super) fn streaming(headers: &mut HeaderMap, media_type: &'static str) {
         HeaderValue::from_static("no-cache, no-transform"),
     );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+}
+
+/// A JSON response whose bytes are counted until they are written: `memory` is shrunk to them, and held as long as they are.
+///
+/// # Errors
+/// A value that is no JSON.
+pub(super) fn held_json(value: &impl Serialize, mut memory: Reservation) -> Result<Response, Error> {
+    let bytes = serde_json::to_vec(value).map_err(Error::internal)?;
+    memory.shrink_to(bytes.len());
+    let mut response = Body::from(Bytes::from_owner(HeldBytes { bytes, _memory: memory })).into_response();
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(response)
+}
+
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _memory: Reservation,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Whether a client takes what an endpoint writes.

@@ -383,7 +383,7 @@ mod tests {
     fn what_has_no_place_is_refused_by_its_field() {
         let gif = Image {
             media_type: "image/gif".into(),
-            data: String::new(),
+            data: "".into(),
         };
         let settings = |change: fn(&mut Settings)| {
             let mut request = request(vec![]);

@@ -112,7 +112,7 @@ fn message(message: &Message, tools: &HashMap<&str, &str>) -> Value {
     match message.role {
         Role::User if message.attachments.is_empty() => json!({"role": "user", "content": message.content}),
         Role::User => {
-            let images: Vec<&str> = message.attachments.iter().map(|image| image.data.as_str()).collect();
+            let images: Vec<&str> = message.attachments.iter().map(|image| &*image.data).collect();
             json!({"role": "user", "content": message.content, "images": images})
         }
         Role::Assistant => {

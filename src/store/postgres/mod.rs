@@ -17,6 +17,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use serde::de::DeserializeOwned;
 use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool, Row, SqlSafeStr,
     migrate::{Migration, MigrationType, Migrator},
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::replica::Replica;
 use super::{
     Store,
-    sql::{Columns, broken, unavailable},
+    sql::{Columns, broken, parse, unavailable},
 };
 use crate::{
     error::{Error, ErrorCode},
@@ -337,6 +338,10 @@ impl Columns for PgRow {
 
     fn number(&self, column: &'static str) -> Result<Option<i64>, sqlx::Error> {
         self.try_get(column)
+    }
+
+    fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>, sqlx::Error> {
+        self.try_get::<Option<&str>, _>(column)?.map(parse).transpose()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sessions in PostgreSQL. One statement each wherever one will do: a statement is a transaction, and one way.
 
-use futures_util::future::BoxFuture;
+use futures_util::{TryStreamExt, future::BoxFuture};
 use sqlx::Connection;
 
 use super::Postgres;
@@ -8,9 +8,8 @@ use crate::{
     chat::{Principal, SessionId},
     error::{Error, ErrorCode},
     store::{
-        Session, SessionPage, SessionStore, StoredMessage,
-        session::Loaded,
-        sql::{Columns, fresh_version, json, parse, read_message, read_session},
+        MessagePage, ReadFrom, ReadLimit, Session, SessionPage, SessionStore,
+        sql::{PageRows, fresh_version, json, messages_statement, read_limits, read_session},
     },
 };
 
@@ -66,49 +65,31 @@ impl SessionStore for Postgres {
         }))
     }
 
-    fn load<'a>(&'a self, principal: &'a Principal, id: &'a SessionId) -> BoxFuture<'a, Result<Option<Loaded>, Error>> {
-        Box::pin(self.patiently(move |_| async move {
-            let mut db = self.lend().await?;
-            // One statement, so that the messages are those of the version.
-            let rows = sqlx::query(
-                "SELECT s.id, s.user_id, s.agent, s.metadata, s.message_count, s.version, s.created_at, s.updated_at, m.body \
-                 FROM sessions s LEFT JOIN messages m ON m.principal = s.principal AND m.session_id = s.id \
-                 WHERE s.principal = $1 AND s.id = $2 ORDER BY m.seq",
-            )
-            .bind(principal.as_str())
-            .bind(id.as_str())
-            .fetch_all(&mut *db)
-            .await?;
-            db.back();
-            let Some(first) = rows.first() else { return Ok(None) };
-            let session = read_session(first)?;
-            let bodies = rows.iter().filter_map(|row| row.text("body").transpose());
-            let messages = bodies.map(|body| parse(&body?)).collect::<Result<_, sqlx::Error>>()?;
-            Ok(Some((session, messages)))
-        }))
-    }
-
     fn messages<'a>(
         &'a self,
         principal: &'a Principal,
         id: &'a SessionId,
-        from: u64,
-        limit: u32,
-    ) -> BoxFuture<'a, Result<Vec<StoredMessage>, Error>> {
+        from: ReadFrom,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<Option<MessagePage>, Error>> {
         Box::pin(self.patiently(move |_| async move {
             let mut db = self.lend().await?;
-            let rows = sqlx::query(
-                "SELECT run_id, status, created_at, body FROM messages \
-                 WHERE principal = $1 AND session_id = $2 AND seq >= $3 ORDER BY seq LIMIT $4",
-            )
-            .bind(principal.as_str())
-            .bind(id.as_str())
-            .bind(i64::try_from(from).unwrap_or(i64::MAX))
-            .bind(i64::from(limit))
-            .fetch_all(&mut *db)
-            .await?;
+            let (statement, start) = messages_statement(from);
+            let (count, bytes) = read_limits(limit);
+            let mut page = PageRows::default();
+            let mut rows = sqlx::query(statement)
+                .bind(principal.as_str())
+                .bind(id.as_str())
+                .bind(start)
+                .bind(count)
+                .bind(bytes)
+                .fetch(&mut *db);
+            while let Some(row) = rows.try_next().await? {
+                page.push(&row)?;
+            }
+            drop(rows);
             db.back();
-            rows.iter().map(read_message).collect()
+            Ok(page.page(from))
         }))
     }
 

@@ -88,27 +88,33 @@ async fn a_connection_too_many_is_told_so_and_the_next_one_is_served() {
 async fn all_bodies_together_have_a_bound_and_small_ones_need_no_room() {
     let upstream = Upstream::always(openai::answer(&["a"])).await;
     let gateway = Gateway::with(&upstream)
-        .toml("[server]\nmax_body = \"1MiB\"\n[limits]\nbody_memory = \"1MiB\"")
+        .toml("[server]\nmax_body = \"1MiB\"\n[limits]\nmemory = \"4MiB\"")
         .toml(meters::WATCHED)
         .start()
         .await;
-    let half = "x".repeat(600_000);
+    let large = "x".repeat(900_000);
     let head = |length: usize| {
         format!(
             "POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
         )
     };
-    let large = json!({"message": half}).to_string();
-    let mut slow = Connection::open(&gateway).await;
-    slow.send_raw(format!("{}{}", head(large.len()), &large[..large.len() - 10]))
-        .await;
-    let crowded = eventually("the slow one's body to be there", async || {
-        let answer = Call::post("/chat").json(&json!({"message": half})).to(&gateway).await;
+    let body = json!({"message": large}).to_string();
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut one = Connection::open(&gateway).await;
+        one.send_raw(format!("{}{}", head(body.len()), &body[..body.len() - 10]))
+            .await;
+        slow.push(one);
+    }
+    // Small enough to stand in nobody's way for long.
+    let half = json!({"message": "x".repeat(400_000)});
+    let crowded = eventually("the slow ones' bodies to be there", async || {
+        let answer = Call::post("/chat").json(&half).to(&gateway).await;
         Some(answer).filter(|answer| answer.status == 503)
     });
     refused(crowded.await, 503, "overloaded").await;
     let counted = Meters::of(&gateway.admin()).await;
-    assert_eq!(counted.get("shed_total{reason=\"body_memory\"}"), 1.0);
+    assert!(counted.get("shed_total{reason=\"body_memory\"}") >= 1.0);
     // Neither a small question nor a body that is announced and does not come is in anybody's way.
     let mut idle = Connection::open(&gateway).await;
     idle.send_raw(head(1 << 20)).await;
@@ -116,12 +122,14 @@ async fn all_bodies_together_have_a_bound_and_small_ones_need_no_room() {
         post(&gateway, "/chat", hi()).await.expect(200).await.json().await["content"],
         "a"
     );
-    slow.send_raw(&large[large.len() - 10..]).await;
+    slow.pop().expect("another").hang_up();
+    let mut slow = slow.pop().expect("one");
+    slow.send_raw(&body[body.len() - 10..]).await;
     assert_eq!(
         slow.answer("the slow one").await.expect(422).await.problem().await,
         "message_too_long"
     );
-    let answer = Call::post("/chat").json(&json!({"message": half})).to(&gateway).await;
+    let answer = Call::post("/chat").json(&json!({"message": large})).to(&gateway).await;
     assert_eq!(answer.expect(422).await.problem().await, "message_too_long");
 }
 
@@ -130,7 +138,7 @@ async fn one_callers_slow_bodies_leave_room_for_the_others() {
     let upstream = Upstream::always(openai::answer(&["a"])).await;
     let (slow, other) = (Key::of("slow", ""), Key::of("other", ""));
     let gateway = Gateway::with(&upstream)
-        .toml("[server]\nmax_body = \"256KiB\"\n[limits]\nbody_memory = \"1MiB\"")
+        .toml("[server]\nmax_body = \"256KiB\"\n[limits]\nmemory = \"1MiB\"")
         .toml(&slow.toml)
         .toml(&other.toml)
         .start()
@@ -168,6 +176,60 @@ async fn one_callers_slow_bodies_leave_room_for_the_others() {
         (answer.status == 200).then_some(())
     })
     .await;
+}
+
+/// Histories count as long as their runs hold them: one caller's runs take half of the memory at most, and what finds none
+/// is refused before it has begun.
+#[tokio::test]
+async fn histories_have_a_bound_together_and_leave_room_for_other_callers() {
+    let gate = Gate::new("the end");
+    let later = Script::sse().role().say("Hel").wait(&gate).say("lo").complete();
+    let upstream = Upstream::answering(move |request| match request.number {
+        0..9 => openai::answer(&["Hello"]),
+        _ => later.clone(),
+    });
+    let upstream = upstream.await;
+    let (many, other) = (Key::of("many", ""), Key::of("other", ""));
+    let gateway = Gateway::with(&upstream)
+        .toml("[server]\nmax_body = \"256KiB\"\n[limits]\nmemory = \"1MiB\"")
+        .toml(meters::WATCHED)
+        .toml(&many.toml)
+        .toml(&other.toml)
+        .start()
+        .await;
+    let long = "x".repeat(60_000);
+    for number in 0..8 {
+        let body = json!({"message": long, "session_id": format!("s{number}")});
+        many.post(&gateway, "/chat", body).await.expect(200).await.json().await;
+    }
+    let body = json!({"message": long, "session_id": "t"});
+    other.post(&gateway, "/chat", body).await.expect(200).await.json().await;
+    let (mut streams, mut refusal) = (Vec::new(), None);
+    for number in 0..8 {
+        let body = json!({"message": "And?", "session_id": format!("s{number}")});
+        let answer = many.post(&gateway, "/chat/sse", body).await;
+        match answer.status {
+            200 => streams.push(answer),
+            _ => {
+                refusal = Some(answer);
+                break;
+            }
+        }
+    }
+    assert!((2..6).contains(&streams.len()), "{} held their history", streams.len());
+    refused(refusal.expect("a refusal"), 503, "overloaded").await;
+    let counted = Meters::of(&gateway.admin()).await;
+    assert_eq!(counted.get("shed_total{reason=\"memory\"}"), 1.0);
+    let body = json!({"message": "And?", "session_id": "t"});
+    let mut theirs = other.post(&gateway, "/chat/sse", body).await.expect(200).await;
+    theirs.next_event_named("token").await;
+    // What was refused has left its session free, and there is memory when the others are done.
+    gate.open();
+    for stream in streams {
+        stream.transcript().await.done();
+    }
+    let body = json!({"message": "And?", "session_id": "s7"});
+    many.post(&gateway, "/chat", body).await.expect(200).await.json().await;
 }
 
 /// Of a body that comes again only one word is looked at: all of it as values would be twenty times as much.
