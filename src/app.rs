@@ -6,18 +6,22 @@ use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agent::{Agent, Agents},
-    config::Settings,
+    agent::Agents,
+    config::{ConfigError, Reread, Settings},
     error::{Error, ErrorCode},
-    http::{Front, FrontSettings, admin, auth::jwt::Issuer, health::Readiness, listen, router, routes},
+    http::{health::Readiness, listen},
     limit::{Common, Limiter},
     meters::Meters,
-    provider::Providers,
     run::{Artifacts, Others, Runs},
     store::{self, Blobs},
     telemetry::trace::Tracer,
-    tool::{self, Tools},
 };
+
+mod generation;
+mod staff;
+
+use generation::{Current, Generations, Shared};
+use staff::{Staff, names};
 
 /// How long everything may take together that comes after the last run's end, or after the end of `runs.drain`. With what
 /// `main` waits at last it leaves the usual drain within 25 s.
@@ -33,7 +37,7 @@ const EXPIRY: Duration = Duration::from_secs(60);
 pub struct Running {
     address: SocketAddr,
     admin: Option<SocketAddr>,
-    runs: Arc<Runs>,
+    generations: Generations,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -45,8 +49,7 @@ pub struct Running {
 pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let listen_at = settings.listen;
     let meters = meters(&settings);
-    let (providers, tools, agents) = staff(&settings, &meters)?;
-    let issuer = issuer(&settings)?;
+    let staff = Staff::new(&settings, &meters, None)?;
     let artifacts = Artifacts {
         blobs: blobs(&settings)?,
         limits: settings.artifacts,
@@ -77,41 +80,29 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     };
     let admin = back.as_ref().map(TcpListener::local_addr);
     let admin = admin.transpose().map_err(Error::internal)?;
-    introduce(&settings, &agents, address, admin);
-    tools.begin().await;
+    introduce(&settings, &staff.agents, address, admin);
+    staff.tools.begin().await;
 
-    let runs = Runs::new(
-        (agents, providers, tools),
-        store,
-        artifacts,
-        others,
-        settings.runs,
-        (meters, tracer),
-    );
-    let front = Front {
-        runs: runs.clone(),
-        issuer,
+    let parts = (staff.agents.clone(), staff.providers.clone(), staff.tools.clone());
+    let runs = Runs::new(parts, store, artifacts, others, settings.runs, (meters, tracer));
+    let shared = Shared {
+        runs: runs.keeper().map_err(config_error)?,
         limiter: Arc::new(Limiter::new(common.clone())),
-        settings: Arc::new(FrontSettings {
-            max_body: settings.max_body,
-            max_headers: settings.listener.max_headers,
-            memory: runs.memory.clone(),
-            body_timeout: settings.body_timeout,
-            heartbeat: settings.heartbeat,
-            detach_grace: settings.detach_grace,
-            allowed_origins: settings.cors_allowed_origins.clone(),
-            access: settings.access.clone(),
-            log_requests: settings.log_requests,
-            refused_origins: Arc::default(),
-        }),
         readiness: Arc::new(Readiness::default()),
     };
+    let jobs = Jobs {
+        listener,
+        back,
+        common,
+        settings: settings.clone(),
+    };
+    let generations = Generations::begin(shared, runs, settings, staff);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(live(listener, back, front, common, settings, stop.clone()));
+    let task = tokio::spawn(live(jobs, generations.follow(), stop.clone()));
     Ok(Running {
         address,
         admin,
-        runs,
+        generations,
         stop,
         task,
     })
@@ -128,22 +119,7 @@ async fn back_door(at: SocketAddr) -> Result<TcpListener, Error> {
 
 /// The meters, with the names that a series may have: all of the configuration, none of a client's.
 fn meters(settings: &Settings) -> Arc<Meters> {
-    let models = settings.agents.iter().flat_map(|agent| {
-        let named = [&agent.model]
-            .into_iter()
-            .chain(&agent.fallbacks)
-            .map(|model| model.model.clone());
-        let allowed = agent.allowed_models.iter().filter(|model| !model.ends_with('*'));
-        named.chain(allowed.filter_map(|model| Some(model.split_once('/')?.1.to_owned())))
-    });
-    let names = (settings.agents.iter().map(|agent| agent.name.clone()))
-        .chain(models)
-        .chain(settings.providers.iter().map(|provider| provider.name.clone()))
-        .chain(tool::built_in().map(str::to_owned))
-        .chain(settings.tools.http.iter().map(|tool| tool.name.clone()))
-        .chain(settings.tools.mcp.iter().map(|server| server.name.clone()))
-        .chain(routes().into_iter().map(|route| route.path.to_owned()));
-    let mut meters = Meters::new(names);
+    let mut meters = Meters::new(names(settings));
     if !settings.run_log_url.as_str().starts_with("memory:") {
         meters.expect_relay();
     }
@@ -153,20 +129,27 @@ fn meters(settings: &Settings) -> Arc<Meters> {
     Arc::new(meters)
 }
 
-/// Serves until told to stop; then drains, says farewell, and closes the store.
-async fn live(
+/// The things that the gateway's own task works with.
+struct Jobs {
     listener: TcpListener,
     back: Option<TcpListener>,
-    front: Front,
     common: Option<Arc<Common>>,
     settings: Settings,
-    stop: CancellationToken,
-) {
-    let (runs, issuer) = (front.runs.clone(), front.issuer.clone());
+}
+
+/// Serves until told to stop; then drains, says farewell, and closes the store.
+async fn live(jobs: Jobs, current: Current, stop: CancellationToken) {
+    let Jobs {
+        listener,
+        back,
+        common,
+        settings,
+    } = jobs;
+    let runs = current.runs();
     let (give_up, over) = (CancellationToken::new(), CancellationToken::new());
     // Who watches sees the gateway go down, to the last run.
     let back = back.map(|back| {
-        let admin = admin::router(front.clone());
+        let admin = current.router(|generation| &generation.admin);
         let nobody = Arc::default(); // who watches is not counted among those who are watched
         tokio::spawn(listen::serve(
             back,
@@ -179,7 +162,7 @@ async fn live(
     });
     let door = tokio::spawn(listen::serve(
         listener,
-        router(front),
+        current.router(|generation| &generation.public),
         settings.listener,
         runs.meters.clone(),
         stop.clone(),
@@ -193,7 +176,7 @@ async fn live(
             runs.sweep(),
             runs.sweep_artifacts(),
             sweep_tickets(&runs),
-            keep(issuer.as_deref()),
+            current.keep_issuer_keys(),
             expire(&runs, settings.session_ttl)
         );
     };
@@ -203,7 +186,7 @@ async fn live(
         let end = Instant::now() + AFTER;
         tokio::join!(
             part(&runs, door, &give_up, end - CLOSE),
-            closed("tools", end - CLOSE, runs.tools.close())
+            closed("tools", end - CLOSE, current.close_tools())
         );
         end
     };
@@ -235,14 +218,6 @@ async fn part(runs: &Runs, door: JoinHandle<()>, give_up: &CancellationToken, en
 async fn closed(what: &str, end: Instant, close: impl Future<Output = ()>) {
     if tokio::time::timeout_at(end, close).await.is_err() {
         tracing::warn!("{what} could not be closed in time");
-    }
-}
-
-/// Keeps the keys of an issuer up to date, for ever.
-async fn keep(issuer: Option<&Issuer>) {
-    match issuer {
-        Some(issuer) => issuer.keep().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -290,8 +265,7 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
 /// # Errors
 /// What keeps it from starting, as far as it can be told without starting it.
 pub fn check(settings: &Settings) -> Result<(), Error> {
-    staff(settings, &Arc::default())?;
-    issuer(settings)?;
+    Staff::new(settings, &Arc::default(), None)?;
     blobs(settings).map(drop)
 }
 
@@ -300,83 +274,8 @@ fn blobs(settings: &Settings) -> Result<Blobs, Error> {
     Blobs::open(&settings.artifacts_url, &settings.cloud).map_err(|e| config_error(format!("artifacts.url: {e}")))
 }
 
-/// Whose tokens are taken.
-fn issuer(settings: &Settings) -> Result<Option<Arc<Issuer>>, Error> {
-    let issuer = settings.access.issuer.clone().map(Issuer::new).transpose();
-    issuer.map_err(|e| config_error(format!("auth.jwt: {e}")))
-}
-
-/// Who answers, and who can be asked.
-fn staff(settings: &Settings, meters: &Arc<Meters>) -> Result<(Providers, Tools, Agents), Error> {
-    let listen_at = settings.listen;
-    if settings.access.exposed() {
-        return Err(config_error(format!(
-            "server.listen is {listen_at}, which is not loopback, and anybody who reaches it could use it; \
-             `sluicegate keys new` makes a key for [[auth.keys]], or set auth.allow_anonymous = true if that is meant"
-        )));
-    }
-    let providers =
-        Providers::new(settings.providers.clone(), meters).map_err(|e| config_error(format!("providers.{e}")))?;
-    let tools = Tools::new(settings.tools.clone()).map_err(config_error)?;
-    let agents = agents(settings, &providers, &tools).map_err(config_error)?;
-    for key in settings.access.keys.all() {
-        key.allowance
-            .permit
-            .check(&agents, &tools)
-            .map_err(|e| config_error(format!("auth.keys: {}: {e}", key.principal.as_str())))?;
-    }
-    if let Some(issuer) = &settings.access.issuer {
-        let permit = &issuer.allowance.permit;
-        permit
-            .check(&agents, &tools)
-            .map_err(|e| config_error(format!("auth.jwt: {e}")))?;
-    }
-    Ok((providers, tools, agents))
-}
-
 fn config_error(what: String) -> Error {
     Error::new(ErrorCode::Internal, what)
-}
-
-/// The configured agents, each with a provider that is there.
-fn agents(settings: &Settings, providers: &Providers, tools: &Tools) -> Result<Agents, String> {
-    let all: std::collections::BTreeMap<String, Arc<Agent>> = settings
-        .agents
-        .iter()
-        .map(|agent| (agent.name.clone(), Arc::new(agent.clone())))
-        .collect();
-    for agent in all.values() {
-        for pattern in &agent.tools {
-            tools
-                .knows(pattern)
-                .map_err(|e| format!("agents.{}.tools: {e}", agent.name))?;
-        }
-        if let Some(model) = agent
-            .fallbacks
-            .iter()
-            .find(|model| providers.get(&model.provider).is_none())
-        {
-            return Err(format!(
-                "agents.{}.fallbacks names {model}, whose provider is not configured",
-                agent.name
-            ));
-        }
-        if providers.get(&agent.model.provider).is_none() {
-            return Err(format!(
-                "agents.{}.model names the provider {:?}, which is not configured",
-                agent.name, agent.model.provider
-            ));
-        }
-    }
-    let default = settings.default_agent.clone();
-    if all.contains_key(&default) {
-        return Ok(Agents { all, default });
-    }
-    let names: Vec<&str> = all.keys().map(String::as_str).collect();
-    Err(format!(
-        "default_agent is {default:?}, and there is no such agent; there are: {}",
-        names.join(", ")
-    ))
 }
 
 /// What a person who starts it wants to know: a line each.
@@ -422,6 +321,11 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr, admin: O
         ),
     }
     tracing::info!("files that tools make are kept in {}", settings.artifacts_url);
+    introduce_callers(settings);
+}
+
+/// Says who may call.
+fn introduce_callers(settings: &Settings) {
     let access = &settings.access;
     if !access.keys.is_empty() {
         tracing::info!("who has a key may call: {}", access.keys.names().join(", "));
@@ -456,15 +360,22 @@ impl Running {
         self.admin
     }
 
+    /// Puts settings in force that `load` reads again, for runs that start from then on. Runs under
+    /// way keep what they have. Settings that are wrong change nothing. Both are logged and counted.
+    /// When the future is dropped before it is ready, nothing has changed.
+    pub async fn reload(&self, load: impl FnOnce(&Settings) -> Result<Reread, ConfigError>) {
+        self.generations.reload(load).await;
+    }
+
     /// Tells it to stop: no new runs, those that go on may finish within `runs.drain`.
     pub fn begin_stop(&self) {
-        self.runs.begin_drain();
+        self.generations.runs().begin_drain();
         self.stop.cancel();
     }
 
     /// Tells it not to wait for runs any more.
     pub fn hurry(&self) {
-        self.runs.hurry();
+        self.generations.runs().hurry();
     }
 
     /// Waits until it has stopped.

@@ -93,7 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     };
     let settings = Settings::load(&flags, std::env::vars()).map_err(|e| anyhow!("{e}"))?;
     match command {
-        Command::Serve => serve(settings),
+        Command::Serve => serve(settings, &flags),
         Command::CheckConfig => {
             app::check(&settings).map_err(|e| anyhow!("{}", e.message))?;
             print(&settings.effective().map_err(|e| anyhow!("{e}"))?)
@@ -115,7 +115,7 @@ fn new_key(name: &str) -> anyhow::Result<()> {
     ))
 }
 
-fn serve(settings: Settings) -> anyhow::Result<()> {
+fn serve(settings: Settings, flags: &Flags) -> anyhow::Result<()> {
     // Ends last, so that everything is in it.
     let _log = telemetry::begin(settings.log_format, &settings.log_filter).map_err(|e| anyhow!("{e}"))?;
     // One provider of cryptography for the whole process; two would panic at the first connection.
@@ -125,7 +125,8 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
         .build()
         .context("no runtime")?;
     let start = async { app::serve(settings).await.map_err(|e| anyhow!("{}", e.message)) };
-    let served = runtime.block_on(shutdown::until_signalled(start));
+    let read_again = |old: &Settings| old.read_again(flags, std::env::vars());
+    let served = runtime.block_on(shutdown::until_signalled(start, read_again));
     // A thread that still computes what nobody waits for must not keep the process.
     runtime.shutdown_timeout(LAST);
     served

@@ -6,6 +6,7 @@ use std::{
     io::{self, IsTerminal, Write},
     panic::PanicHookInfo,
     sync::{
+        OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
@@ -19,7 +20,7 @@ pub mod trace;
 
 pub use line::harmless;
 use line::{Look, line};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 /// Lines that may wait to be written.
 const WAITING: usize = 4096;
@@ -56,7 +57,7 @@ pub enum LogFormat {
 /// # Errors
 /// A filter that is none, a log that has begun already, or no thread to write it.
 pub fn begin(format: LogFormat, filter: &str) -> Result<Log, String> {
-    let filter = parse_filter(filter)?;
+    let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     let (to, waiting) = sync_channel(WAITING);
     let writer = std::thread::Builder::new().name("log".to_owned());
     writer
@@ -79,8 +80,24 @@ pub fn begin(format: LogFormat, filter: &str) -> Result<Log, String> {
         .with(lines)
         .try_init()
         .map_err(|e| e.to_string())?;
+    let _ = FILTER.set(handle); // the log begins once, or `try_init` has failed
     std::panic::set_hook(Box::new(note_panic));
     Ok(log)
+}
+
+/// The filter of the log, once the log has begun.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Replaces the filter of the log. Where the log has not begun there is none to replace.
+///
+/// # Errors
+/// A filter that is none.
+pub fn refilter(filter: &str) -> Result<(), String> {
+    let filter = parse_filter(filter)?;
+    match FILTER.get() {
+        Some(handle) => handle.reload(filter).map_err(|e| format!("log.filter: {e}")),
+        None => Ok(()),
+    }
 }
 
 /// Checks a filter without beginning to log.

@@ -55,8 +55,8 @@ struct JwtTree {
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitsSection {
     pub(super) max_runs: usize,
-    requests_per_minute: u32,
-    concurrent_runs: usize,
+    pub(super) requests_per_minute: u32,
+    pub(super) concurrent_runs: usize,
     pub(super) memory: Size,
 }
 

@@ -24,10 +24,12 @@ use crate::{
 
 mod auth;
 mod environment;
+mod reload;
 mod tools;
 mod tree;
 mod values;
 
+pub use reload::Reread;
 use tree::Tree;
 
 const DEFAULT: &str = include_str!("../../config/default.toml");
@@ -122,13 +124,8 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong with them.
     pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let environment: BTreeMap<String, String> =
-            environment.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        let file = match flags.config.as_deref() {
-            Some(path) => Some(read(path)?),
-            None => None,
-        };
-        Self::build(file.as_ref(), flags, &environment)
+        let file = flags.config.as_deref().map(read).transpose()?;
+        Self::build(file.as_ref(), flags, &variables(environment))
     }
 
     /// The settings of a file's text alone, for tests and for those who embed the gateway.
@@ -148,30 +145,7 @@ impl Settings {
         flags: &Flags,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, ConfigError> {
-        let mut builder = Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
-        if let Some((name, text)) = file {
-            let syntax = text.parse::<toml::Table>();
-            syntax.map_err(|e| wrong(format!("{name}: {}", e.message())))?; // the whole error would quote the line
-            builder = builder.add_source(File::from_str(text, FileFormat::Toml));
-        }
-        let ours = environment
-            .iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
-        for (name, value) in ours {
-            let path = path(name);
-            let refused = |_| wrong(format!("{PREFIX}{name}: not the name of a setting"));
-            builder = builder.set_override(path, value.clone()).map_err(refused)?;
-        }
-        if let Some(listen) = flags.listen {
-            builder = builder
-                .set_override("server.listen", listen.to_string())
-                .map_err(|e| wrong(e.to_string()))?;
-        }
-        let merged = builder.build().map_err(|e| wrong(e.to_string()))?;
-        let numbers = check_numbers(&merged.cache, "");
-        let tree: Tree = serde_path_to_error::deserialize(merged.cache).map_err(|e| explain(&e))?;
-        numbers?; // a misspelled name is the better thing to be told
-        tree.check(flags, environment)
+        merge(file, flags, environment)?.check(flags, environment)
     }
 
     /// The settings in force as TOML, secrets masked.
@@ -181,6 +155,43 @@ impl Settings {
     pub fn effective(&self) -> Result<String, ConfigError> {
         toml::to_string_pretty(&self.tree).map_err(|e| wrong(e.to_string()))
     }
+}
+
+/// The variables that say something.
+fn variables(environment: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    environment.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
+/// The settings as they are written down in all these places, later ones winning.
+fn merge(
+    file: Option<&(String, String)>,
+    flags: &Flags,
+    environment: &BTreeMap<String, String>,
+) -> Result<Tree, ConfigError> {
+    let mut builder = Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
+    if let Some((name, text)) = file {
+        let syntax = text.parse::<toml::Table>();
+        syntax.map_err(|e| wrong(format!("{name}: {}", e.message())))?; // the whole error would quote the line
+        builder = builder.add_source(File::from_str(text, FileFormat::Toml));
+    }
+    let ours = environment
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
+    for (name, value) in ours {
+        let path = path(name);
+        let refused = |_| wrong(format!("{PREFIX}{name}: not the name of a setting"));
+        builder = builder.set_override(path, value.clone()).map_err(refused)?;
+    }
+    if let Some(listen) = flags.listen {
+        builder = builder
+            .set_override("server.listen", listen.to_string())
+            .map_err(|e| wrong(e.to_string()))?;
+    }
+    let merged = builder.build().map_err(|e| wrong(e.to_string()))?;
+    let numbers = check_numbers(&merged.cache, "");
+    let tree: Tree = serde_path_to_error::deserialize(merged.cache).map_err(|e| explain(&e))?;
+    numbers?; // a misspelled name is the better thing to be told
+    Ok(tree)
 }
 
 /// A number with a fraction where a whole one belongs would be rounded: half a run at a time to none, which is no limit.

@@ -245,6 +245,41 @@ pub(super) enum FormatWord {
 }
 
 impl Tree {
+    /// These settings, but for those that hold until a restart, which are the ones of `old`:
+    /// listeners, stores, and what the gateway's own jobs were started with.
+    pub(super) fn with_fixed_of(self, old: &Self) -> Self {
+        let old = old.clone();
+        Self {
+            server: Server {
+                cors_allowed_origins: self.server.cors_allowed_origins,
+                trusted_hosts: self.server.trusted_hosts,
+                ..old.server
+            },
+            limits: LimitsSection {
+                memory: old.limits.memory,
+                ..self.limits
+            },
+            runs: RunsSection {
+                replay_window: old.runs.replay_window,
+                drain: old.runs.drain,
+                ..self.runs
+            },
+            sessions: Sessions {
+                ttl: old.sessions.ttl,
+                ..self.sessions
+            },
+            store: old.store,
+            run_log: old.run_log,
+            artifacts: old.artifacts,
+            log: Log {
+                filter: self.log.filter,
+                requests: self.log.requests,
+                ..old.log
+            },
+            ..self
+        }
+    }
+
     /// From what was written to what holds.
     pub(super) fn check(
         mut self,

@@ -65,6 +65,8 @@ pub async fn ready(_: format::TakesJson, State(front): State<Front>) -> Result<R
         status: "ready",
         store: "ok",
         run_log,
+        generation: front.settings.generation,
+        loaded_at: super::sessions::time(front.settings.loaded_at.as_millisecond()),
     };
     Ok(Json(ready).into_response())
 }
@@ -75,4 +77,6 @@ struct Ready {
     status: &'static str,
     store: &'static str,
     run_log: &'static str,
+    generation: u64,
+    loaded_at: String,
 }

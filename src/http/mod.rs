@@ -71,6 +71,10 @@ pub struct FrontSettings {
     pub allowed_origins: Vec<String>,
     /// Who may call.
     pub access: auth::Access,
+    /// Which settings these are: 1 at the start, one more each time that they are read again.
+    pub generation: u64,
+    /// When they were read.
+    pub loaded_at: jiff::Timestamp,
     /// The requests that have a line in the log.
     pub log_requests: request_log::LogRequests,
     /// The origins of pages that may not call, as far as they were seen.

@@ -117,6 +117,14 @@ words! {
         Draining = "shutting_down",
     }
 
+    /// What became of settings that were read again.
+    Reload {
+        /// They are in force.
+        Applied = "applied",
+        /// They were wrong, and changed nothing.
+        Refused = "refused",
+    }
+
     /// What was wrong with an answer that was taken all the same.
     Tolerated {
         /// It ended with its finish, and without the mark that is to follow.

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,7 +25,7 @@ mod register;
 mod timing;
 
 pub use call::CallMeter;
-pub use label::{Direction, Disconnect, Format, Label, Outcome, Resume, Shed, Tolerated};
+pub use label::{Direction, Disconnect, Format, Label, Outcome, Reload, Resume, Shed, Tolerated};
 
 use timing::Timing;
 
@@ -43,7 +43,7 @@ type Times<const N: usize> = Family<Labels<N>, Timing>;
 pub struct Meters {
     registry: Registry,
     /// What may be the value of a label, out of the configuration.
-    names: BTreeSet<Arc<str>>,
+    names: RwLock<BTreeSet<Arc<str>>>,
 
     requests: Count<3>,
     connections: Gauge,
@@ -81,6 +81,7 @@ pub struct Meters {
     lease_expired: Counter,
     commit_unknown: Counter,
     store_reconnects: Counter,
+    config: ConfigMeters,
     relay: Relay,
     spans_lost: Counter,
 }
@@ -95,6 +96,14 @@ struct Standing {
     tasks: Gauge,
     panics: Counter,
     log_dropped: Counter,
+}
+
+/// The settings, and how reading them again went.
+#[derive(Debug, Default)]
+struct ConfigMeters {
+    generation: Gauge,
+    reloads: Count<1>,
+    last_successful: Gauge,
 }
 
 /// What other gateways are told through; its meters are there only if it is.
@@ -138,9 +147,30 @@ impl Meters {
     /// A name as the value of a label: itself if it is configured, else `other`.
     #[must_use]
     pub fn label(&self, name: &str) -> Label {
-        self.names
-            .get(name)
-            .map_or(Label::OTHER, |name| Label::Name(name.clone()))
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let known = names.get(name);
+        known.map_or(Label::OTHER, |name| Label::Name(name.clone()))
+    }
+
+    /// Takes further names of the configuration as values of labels.
+    pub fn learn(&self, names: impl IntoIterator<Item = String>) {
+        let mut known = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        known.extend(names.into_iter().map(Arc::from));
+    }
+
+    /// The settings were read again, and are in force under this number; `None`: they were wrong.
+    pub fn settings_read(&self, generation: Option<u64>) {
+        let outcome = match generation {
+            Some(_) => Reload::Applied,
+            None => Reload::Refused,
+        };
+        let labels = [("outcome", outcome.label())];
+        self.config.reloads.get_or_create(&labels).inc();
+        self.config.last_successful.set(generation.is_some().into());
+        if let Some(generation) = generation {
+            let number = i64::try_from(generation).unwrap_or(i64::MAX);
+            self.config.generation.set(number);
+        }
     }
 
     // The front door.

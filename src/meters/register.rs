@@ -6,8 +6,8 @@ use prometheus_client::{
 };
 
 use super::{
-    Arc, Count, Level, Meters, PREFIX, Relay, Standing, Times,
-    label::{Disconnect, Format, Resume, Shed},
+    Arc, ConfigMeters, Count, Level, Meters, PREFIX, Relay, RwLock, Standing, Times,
+    label::{Disconnect, Format, Reload, Resume, Shed},
     process::Process,
     timing::Timing,
 };
@@ -33,7 +33,7 @@ impl Meters {
         registry.register_collector(Box::new(Process::default())); // by the names that everybody's processes have
         let r = registry.sub_registry_with_prefix(PREFIX);
         let meters = Self {
-            names: names.into_iter().map(Arc::from).collect(),
+            names: RwLock::new(names.into_iter().map(Arc::from).collect()),
             requests: add(
                 r,
                 "http_requests",
@@ -224,6 +224,26 @@ impl Meters {
                 "Operations tried again because the connection to the store broke",
                 Counter::default(),
             ),
+            config: ConfigMeters {
+                generation: add(
+                    r,
+                    "config_generation",
+                    "The number of the settings in force: 1 at the start, one more each time that they are read again",
+                    Gauge::default(),
+                ),
+                reloads: add(
+                    r,
+                    "config_reloads",
+                    "How often the settings were read again, by outcome",
+                    Count::default(),
+                ),
+                last_successful: add(
+                    r,
+                    "config_last_reload_successful",
+                    "Whether the settings were right when they were read last",
+                    Gauge::default(),
+                ),
+            },
             relay: Relay::default(),
             spans_lost: Counter::default(),
             registry: Registry::default(),
@@ -245,6 +265,11 @@ impl Meters {
         }
         for word in Resume::ALL {
             drop(self.resumes.get_or_create(&[("how", word.label())]));
+        }
+        self.config.generation.set(1);
+        self.config.last_successful.set(1);
+        for word in Reload::ALL {
+            drop(self.config.reloads.get_or_create(&[("outcome", word.label())]));
         }
         for word in Shed::ALL {
             drop(self.shed.get_or_create(&[("reason", word.label())]));

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, future::BoxFuture};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     chat::{ChatRequest, Chunk},
@@ -106,6 +106,35 @@ pub struct ProviderSettings {
     pub meters: Arc<Meters>,
 }
 
+impl ProviderSettings {
+    /// Whether the other settings make the same provider.
+    fn is_same(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            kind,
+            base_url,
+            api_key,
+            headers,
+            api_version,
+            deployment,
+            limits,
+            breaker,
+            meters: _,
+        } = self;
+        let key = |key: &Option<SecretString>| key.as_ref().map(|key| key.expose_secret().to_owned());
+        let same_headers = headers.len() == other.headers.len()
+            && headers
+                .iter()
+                .zip(&other.headers)
+                .all(|(a, b)| a.0 == b.0 && a.1.expose_secret() == b.1.expose_secret());
+        same_headers
+            && key(api_key) == key(&other.api_key)
+            && (name, kind, base_url) == (&other.name, &other.kind, &other.base_url)
+            && (api_version, deployment) == (&other.api_version, &other.deployment)
+            && (limits, breaker) == (&other.limits, &other.breaker)
+    }
+}
+
 /// Whether a provider has a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerSwitch {
@@ -116,7 +145,7 @@ pub enum BreakerSwitch {
 }
 
 /// How long to wait for a provider, and how much to take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// For a connection, TLS included.
     pub connect_timeout: Duration,
@@ -166,8 +195,27 @@ impl Providers {
         settings: impl IntoIterator<Item = ProviderSettings>,
         meters: &Arc<Meters>,
     ) -> Result<Self, ProviderError> {
+        Self::default().renewed(&[], settings, meters)
+    }
+
+    /// The providers of settings that were read again. Those whose settings are the same stay, with
+    /// their connections and their breakers; `old` are the settings that made these.
+    ///
+    /// # Errors
+    /// The first that cannot be made.
+    pub fn renewed(
+        &self,
+        old: &[ProviderSettings],
+        settings: impl IntoIterator<Item = ProviderSettings>,
+        meters: &Arc<Meters>,
+    ) -> Result<Self, ProviderError> {
         let mut all = BTreeMap::new();
         for mut one in settings {
+            let stays = old.iter().any(|old| old.is_same(&one));
+            if let Some(known) = self.get(&one.name).filter(|_| stays) {
+                all.insert(one.name, known.clone());
+                continue;
+            }
             one.meters = meters.clone();
             let make = KINDS.iter().find(|(kind, _)| *kind == one.kind).map(|(_, make)| make);
             let make = make.ok_or_else(|| ProviderError::config(&one.name, format!("no kind {:?}", one.kind)))?;

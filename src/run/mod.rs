@@ -23,7 +23,7 @@ use crate::{
     provider::Providers,
     store::{RunRecord, RunStatus, Store, relay::Relay},
     telemetry::trace::Tracer,
-    tool::Tools,
+    tool::{ToolSettings, Tools},
 };
 
 mod drive;
@@ -220,7 +220,7 @@ pub struct Runs {
     /// Who answers.
     pub providers: Providers,
     /// What agents can do beside talking.
-    pub tools: Tools,
+    pub tools: Arc<Tools>,
     /// What is kept.
     pub store: Arc<dyn Store>,
     /// Where the files that runs make are kept.
@@ -234,13 +234,13 @@ pub struct Runs {
     /// Who is told what was done for whom.
     pub tracer: Tracer,
     /// Who runs.
-    pub(crate) registry: registry::Registry,
+    pub(crate) registry: Arc<registry::Registry>,
     /// The other gateways, if there are any.
-    fleet: Option<fleet::Fleet>,
+    fleet: Option<Arc<fleet::Fleet>>,
     /// What is counted with them.
     common: Option<Arc<Common>>,
     /// Rung when there may be notices from other gateways in the store.
-    notices: Notify,
+    notices: Arc<Notify>,
     /// The tasks of all runs.
     pub(crate) tasks: TaskTracker,
     /// Cancelled: what still runs is to be interrupted.
@@ -251,20 +251,20 @@ impl Runs {
     /// The room, empty.
     #[must_use]
     pub fn new(
-        (agents, providers, tools): (Agents, Providers, Tools),
+        (agents, providers, tools): (Agents, Providers, Arc<Tools>),
         store: Arc<dyn Store>,
         artifacts: Artifacts,
         others: Others,
         limits: Limits,
         (meters, tracer): (Arc<Meters>, Tracer),
     ) -> Arc<Self> {
-        let registry = registry::Registry::beside(&*store, meters.clone());
+        let registry = Arc::new(registry::Registry::beside(&*store, meters.clone()));
         Arc::new(Self {
             fleet: others
                 .relay
-                .map(|relay| fleet::Fleet::new(relay, registry.held.clone())),
+                .map(|relay| Arc::new(fleet::Fleet::new(relay, registry.held.clone()))),
             common: others.common,
-            notices: Notify::new(),
+            notices: Arc::new(Notify::new()),
             registry,
             agents,
             providers,
@@ -278,6 +278,43 @@ impl Runs {
             tasks: TaskTracker::new(),
             interrupt: CancellationToken::new(),
         })
+    }
+
+    /// The same room with other agents, providers, tools and limits, for runs that start from now
+    /// on. A run holds the room that it started in, and so what it started with.
+    #[must_use]
+    pub fn renewed(&self, (agents, providers, tools): (Agents, Providers, Arc<Tools>), limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            agents,
+            providers,
+            tools,
+            limits,
+            store: self.store.clone(),
+            artifacts: self.artifacts.clone(),
+            meters: self.meters.clone(),
+            tracer: self.tracer.clone(),
+            registry: self.registry.clone(),
+            fleet: self.fleet.clone(),
+            common: self.common.clone(),
+            notices: self.notices.clone(),
+            memory: self.memory.clone(),
+            tasks: self.tasks.clone(),
+            interrupt: self.interrupt.clone(),
+        })
+    }
+
+    /// The same room without agents, providers and tools, for jobs that live as long as the
+    /// gateway: whatever holds tools keeps their servers from being stopped.
+    ///
+    /// # Errors
+    /// No tools can be made.
+    pub fn keeper(&self) -> Result<Arc<Self>, String> {
+        let agents = Agents {
+            all: BTreeMap::new(),
+            default: self.agents.default.clone(),
+        };
+        let tools = Arc::new(Tools::new(ToolSettings::default())?);
+        Ok(self.renewed((agents, Providers::default(), tools), self.limits))
     }
 
     /// Has the meters say how runs stand.
@@ -300,7 +337,7 @@ impl Runs {
     /// Whether other gateways can be told of runs, as far as is known; `None` where there are none to tell.
     #[must_use]
     pub fn relayed(&self) -> Option<bool> {
-        self.fleet.as_ref().map(fleet::Fleet::is_up)
+        self.fleet.as_ref().map(|fleet| fleet.is_up())
     }
 
     /// Whether new runs are refused because the gateway goes down.

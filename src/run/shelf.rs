@@ -317,6 +317,7 @@ pub(super) mod tests {
         };
         let providers = Providers::new(vec![], &Arc::default()).unwrap();
         let tools = crate::tool::Tools::new(crate::tool::ToolSettings::default()).unwrap();
+        let tools = Arc::new(tools);
         let others = crate::run::Others {
             relay,
             ..crate::run::Others::default()

@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     chat::{RunId, ToolDefinition},
@@ -221,7 +222,9 @@ pub struct Tools {
     /// Those that are always there, by name.
     fixed: BTreeMap<String, Offer>,
     /// Those that come and go, by their server's name.
-    servers: BTreeMap<String, mcp::Server>,
+    servers: BTreeMap<String, Arc<mcp::Server>>,
+    /// The tasks of the servers, and of those that settings which were replaced had.
+    tasks: TaskTracker,
 }
 
 impl Tools {
@@ -230,6 +233,27 @@ impl Tools {
     /// # Errors
     /// Whatever is wrong with the settings, with the name of the setting.
     pub fn new(settings: ToolSettings) -> Result<Self, String> {
+        Self::made(settings, TaskTracker::new(), |_| None)
+    }
+
+    /// The tools of settings that were read again; `old` are the settings that made these. An MCP
+    /// server whose settings are the same stays. One that is not among them is stopped when
+    /// nothing has these tools any more.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the settings, with the name of the setting.
+    pub fn renewed(&self, old: &ToolSettings, settings: ToolSettings) -> Result<Self, String> {
+        Self::made(settings, self.tasks.clone(), |one| {
+            let stays = old.mcp.iter().any(|old| old.is_same(one));
+            self.servers.get(&one.name).filter(|_| stays).cloned()
+        })
+    }
+
+    fn made(
+        settings: ToolSettings,
+        tasks: TaskTracker,
+        known: impl Fn(&McpSettings) -> Option<Arc<mcp::Server>>,
+    ) -> Result<Self, String> {
         let mut fixed = BTreeMap::new();
         for (name, make) in BUILT_IN {
             let offer = Offer::new(make(), None).map_err(|e| format!("{name}: {e}"))?;
@@ -249,12 +273,16 @@ impl Tools {
         let mut servers = BTreeMap::new();
         for one in settings.mcp {
             let name = one.name.clone();
-            servers.insert(
-                name.clone(),
-                mcp::Server::new(one).map_err(|e| format!("mcp.{name}: {e}"))?,
-            );
+            let server = match known(&one) {
+                Some(server) => server,
+                None => {
+                    let server = mcp::Server::new(one, &tasks);
+                    Arc::new(server.map_err(|e| format!("mcp.{name}: {e}"))?)
+                }
+            };
+            servers.insert(name, server);
         }
-        Ok(Self { fixed, servers })
+        Ok(Self { fixed, servers, tasks })
     }
 
     /// Whether an agent may name this: a tool's name, `mcp:SERVER/TOOL`, or either with a `*` at the end.
@@ -291,7 +319,7 @@ impl Tools {
         for pattern in patterns {
             match pattern.strip_prefix("mcp:").and_then(|rest| rest.split_once('/')) {
                 Some((server, pattern)) => {
-                    let offers = self.servers.get(server).map(mcp::Server::offers);
+                    let offers = self.servers.get(server).map(|server| server.offers());
                     let offers = offers.iter().flat_map(|offers| offers.iter());
                     let named = offers.filter(|offer| matches(pattern, &offer.tool.definition().name));
                     all.extend(
@@ -333,13 +361,15 @@ impl Tools {
     /// Starts the MCP servers, and waits until each has listed its tools or failed to, but not for long: one that comes
     /// later is there from then on.
     pub async fn begin(&self) {
-        let all = self.servers.values().map(mcp::Server::begin);
+        let all = self.servers.values().map(|server| server.begin());
         let _ = tokio::time::timeout(LISTING, futures_util::future::join_all(all)).await;
     }
 
-    /// Stops the MCP servers, and waits until they have.
+    /// Stops the MCP servers, and waits until they have, and those that were to stop before.
     pub async fn close(&self) {
-        futures_util::future::join_all(self.servers.values().map(mcp::Server::stop)).await;
+        futures_util::future::join_all(self.servers.values().map(|server| server.stop())).await;
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 

@@ -40,6 +40,7 @@ mod limits;
 mod metrics;
 mod process;
 mod queueing;
+mod reload;
 mod replicas;
 mod request_log;
 mod runs;

@@ -14,15 +14,15 @@ use super::house::gateway::{Recipe, reserved_port};
 use super::house::*;
 
 /// A folder in which scripted servers note what happens to them.
-struct Notes(TempDir);
+pub(super) struct Notes(TempDir);
 
 impl Notes {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
     /// The settings of a scripted server. It notes under its own name.
-    fn server(&self, name: &str, mode: &str) -> String {
+    pub(super) fn server(&self, name: &str, mode: &str) -> String {
         let log = self.0.path().join(name);
         let script = json!(include_str!("../../src/tool/mcp/scripted.py")); // a string of JSON is one of TOML
         format!(
@@ -32,12 +32,12 @@ impl Notes {
     }
 
     /// What a server noted.
-    fn of(&self, name: &str) -> String {
+    pub(super) fn of(&self, name: &str) -> String {
         fs::read_to_string(self.0.path().join(name)).unwrap_or_default()
     }
 
     /// The processes that a server noted under this word.
-    fn processes(&self, name: &str, word: &str) -> Vec<PathBuf> {
+    pub(super) fn processes(&self, name: &str, word: &str) -> Vec<PathBuf> {
         let notes = self.of(name);
         let numbers = notes
             .lines()
@@ -46,7 +46,7 @@ impl Notes {
     }
 
     /// Waits until a server noted this.
-    async fn noted(&self, name: &str, what: &str) {
+    pub(super) async fn noted(&self, name: &str, what: &str) {
         eventually(format!("{name} to note {what:?}"), async || {
             self.of(name).contains(what).then_some(())
         })
@@ -55,7 +55,7 @@ impl Notes {
 }
 
 /// Whether a process runs. One that is dead and that nobody has asked about yet does not.
-fn runs(process: &Path) -> bool {
+pub(super) fn runs(process: &Path) -> bool {
     fs::read_to_string(process.join("stat")).is_ok_and(|stat| !stat.contains(") Z"))
 }
 
@@ -76,7 +76,7 @@ async fn tools(place: &impl Place) -> Vec<String> {
 }
 
 /// Waits until the agent has exactly these tools.
-async fn until_tools(place: &impl Place, expected: &[&str]) {
+pub(super) async fn until_tools(place: &impl Place, expected: &[&str]) {
     eventually(format!("the tools {expected:?}"), async || {
         (tools(place).await == expected).then_some(())
     })

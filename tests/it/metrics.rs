@@ -315,9 +315,16 @@ async fn a_gateway_without_its_relay_is_ready_and_says_so() {
     let gateway = Gateway::with(&upstream).toml(&settings).start().await;
     let ready = get(&gateway, "/readyz").await.body().await;
     assert_eq!(ready.status, 200);
+    let mut ready = ready.json();
+    let loaded_at = ready["loaded_at"].take();
+    assert!(
+        loaded_at
+            .as_str()
+            .is_some_and(|at| at.parse::<jiff::Timestamp>().is_ok())
+    );
     assert_eq!(
-        ready.json(),
-        json!({"status": "ready", "store": "ok", "run_log": "unreachable"})
+        ready,
+        json!({"status": "ready", "store": "ok", "run_log": "unreachable", "generation": 1, "loaded_at": null})
     );
     let meters = Meters::of(&gateway.admin()).await;
     assert_eq!((meters.get("relay_up"), meters.get("store_up")), (0.0, 1.0));

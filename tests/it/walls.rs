@@ -59,7 +59,11 @@ const WALLS: &[(&str, &str, &str)] = &[
         "agent config error http limit meters provider run store telemetry tool",
         "it puts the house together",
     ),
-    ("shutdown", "app", "it stops what was put together"),
+    (
+        "shutdown",
+        "app config",
+        "it stops what was put together, and has its settings read again",
+    ),
 ];
 
 /// Words that only providers' wires have: they are for the rooms of dialects, and for those who speak one of these.

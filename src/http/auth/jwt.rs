@@ -25,7 +25,7 @@ const LEEWAY: u64 = 30;
 /// An issuer whose tokens are taken.
 pub struct Issuer {
     settings: IssuerSettings,
-    keys: Jwks,
+    keys: Arc<Jwks>,
 }
 
 /// A token that is good.
@@ -70,7 +70,27 @@ impl Issuer {
     /// What is wrong with them.
     pub fn new(settings: IssuerSettings) -> Result<Arc<Self>, String> {
         let keys = Jwks::new(&settings.jwks_url).map_err(|e| format!("jwks_url: {e}"))?;
+        let keys = Arc::new(keys);
         Ok(Arc::new(Self { settings, keys }))
+    }
+
+    /// The issuer of settings that were read again, with the keys of this one if they come from
+    /// the same place.
+    ///
+    /// # Errors
+    /// What is wrong with the settings.
+    pub fn renewed(&self, settings: IssuerSettings) -> Result<Arc<Self>, String> {
+        if settings.jwks_url != self.settings.jwks_url {
+            return Self::new(settings);
+        }
+        let keys = self.keys.clone();
+        Ok(Arc::new(Self { settings, keys }))
+    }
+
+    /// Whether both have the same keys, kept by the same task.
+    #[must_use]
+    pub fn shares_keys(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.keys, &other.keys)
     }
 
     /// Keeps its keys up to date, for ever.

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 #[cfg(feature = "mcp")]
 mod call;
@@ -62,6 +62,39 @@ pub enum McpTransport {
     },
 }
 
+impl McpSettings {
+    /// Whether the other settings describe the same server, reached in the same way.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same = |a: &BTreeMap<String, SecretString>, b: &BTreeMap<String, SecretString>| {
+            a.len() == b.len()
+                && a.iter()
+                    .zip(b)
+                    .all(|(a, b)| a.0 == b.0 && a.1.expose_secret() == b.1.expose_secret())
+        };
+        let same_transport = match (&self.transport, &other.transport) {
+            (
+                McpTransport::Child { command, args, env },
+                McpTransport::Child {
+                    command: other_command,
+                    args: other_args,
+                    env: other_env,
+                },
+            ) => (command, args) == (other_command, other_args) && same(env, other_env),
+            (
+                McpTransport::Http { url, headers },
+                McpTransport::Http {
+                    url: other_url,
+                    headers: other_headers,
+                },
+            ) => url == other_url && same(headers, other_headers),
+            _ => false,
+        };
+        same_transport
+            && self.name == other.name
+            && (self.start_timeout, self.refresh) == (other.start_timeout, other.refresh)
+    }
+}
+
 /// Text from outside as it may stand in a log: one line, of so many characters at most.
 #[cfg(feature = "mcp")]
 fn plain(text: &str, most: usize) -> String {
@@ -85,6 +118,8 @@ fn plain(text: &str, most: usize) -> String {
 mod absent {
     use std::{convert::Infallible, sync::Arc};
 
+    use tokio_util::task::TaskTracker;
+
     use super::McpSettings;
     use crate::tool::Offer;
 
@@ -93,7 +128,7 @@ mod absent {
 
     impl Server {
         /// Says that there is none.
-        pub(in crate::tool) fn new(_settings: McpSettings) -> Result<Self, String> {
+        pub(in crate::tool) fn new(_settings: McpSettings, _tasks: &TaskTracker) -> Result<Self, String> {
             Err("this build has no MCP: it was made without the cargo feature \"mcp\"".into())
         }
 

@@ -45,15 +45,17 @@ pub(in crate::tool) struct Server {
     stop: CancellationToken,
     /// Until it begins.
     owner: Mutex<Option<Owner>>,
-    task: TaskTracker,
+    /// Cancelled: nothing of it remains.
+    ended: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Server {
-    /// A server that has not begun.
+    /// A server that has not begun; its task will be one of `tasks`.
     ///
     /// # Errors
     /// What is wrong with the settings.
-    pub(in crate::tool) fn new(settings: McpSettings) -> Result<Self, String> {
+    pub(in crate::tool) fn new(settings: McpSettings, tasks: &TaskTracker) -> Result<Self, String> {
         let way = Way::new(settings.transport)?;
         let (offers, seen) = watch::channel(Arc::from([]));
         let (line, callers) = watch::channel(None);
@@ -81,7 +83,8 @@ impl Server {
             tried,
             stop: CancellationToken::new(),
             owner: Mutex::new(Some(owner)),
-            task: TaskTracker::new(),
+            ended: CancellationToken::new(),
+            tasks: tasks.clone(),
         })
     }
 
@@ -90,8 +93,11 @@ impl Server {
     pub(in crate::tool) async fn begin(&self) {
         let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(owner) = owner {
-            self.task.spawn(owner.live(self.stop.clone()));
-            self.task.close();
+            let (stop, ended) = (self.stop.clone(), self.ended.clone().drop_guard());
+            self.tasks.spawn(async move {
+                owner.live(stop).await;
+                drop(ended);
+            });
         }
         self.tried.cancelled().await;
     }
@@ -104,8 +110,10 @@ impl Server {
     /// Stops it, and waits until it has.
     pub(in crate::tool) async fn stop(&self) {
         self.stop.cancel();
-        self.task.close();
-        self.task.wait().await;
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if owner.is_none() {
+            self.ended.cancelled().await;
+        }
     }
 }
 
@@ -168,6 +176,8 @@ impl Owner {
                 () = sleep(next) => {}
             }
         }
+        let server = &*self.name;
+        tracing::info!(server, "The MCP server {server} was stopped");
     }
 
     /// One connection, from its first word to its last; nothing remains of it. Why it ended.

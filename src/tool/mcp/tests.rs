@@ -16,6 +16,7 @@ use futures_util::FutureExt as _;
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use tokio_util::task::TaskTracker;
 
 use super::{McpSettings, McpTransport, Server};
 use crate::{
@@ -56,7 +57,7 @@ fn child(mode: &str, folder: &TempDir) -> McpTransport {
 }
 
 fn begun(settings: McpSettings) -> Server {
-    let server = Server::new(settings).unwrap();
+    let server = Server::new(settings, &TaskTracker::new()).unwrap();
     assert!(server.begin().now_or_never().is_none(), "nothing is listed at once");
     server
 }
@@ -361,7 +362,7 @@ async fn settings_that_cannot_be_are_refused_at_the_start() {
             url: url.parse().unwrap(),
             headers: BTreeMap::from([(name.to_owned(), SecretString::from(value))]),
         };
-        Server::new(settings(transport)).err().unwrap()
+        Server::new(settings(transport), &TaskTracker::new()).err().unwrap()
     };
     assert!(http("ftp://x/", "a", "b").starts_with("url: "));
     let password = http("http://me:secret@x/", "a", "b");

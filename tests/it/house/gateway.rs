@@ -336,6 +336,40 @@ impl Process {
             .expect("a child that can be killed");
     }
 
+    /// Changes its file of settings, for programs that were made from a recipe.
+    pub(crate) fn rewrite(&self, change: impl FnOnce(String) -> String) {
+        let file = self.folder().join("story.toml");
+        let text = std::fs::read_to_string(&file).expect("a file of settings");
+        std::fs::write(&file, change(text)).expect("a writable folder");
+    }
+
+    /// Has it read its settings again (SIGHUP), and waits until it says how that went: in force as
+    /// this generation, or wrong.
+    pub(crate) async fn reload(&self) -> Result<u64, String> {
+        let before = self.log().len();
+        signal("HUP", self.pid()).await;
+        let said = |log: &String| {
+            let new = &log[before..];
+            new.contains("the settings were read again")
+        };
+        wait_for(&self.log, "the settings to be read again".to_owned(), said).await;
+        let log = self.log();
+        let line = log[before..]
+            .lines()
+            .find(|line| line.contains("the settings were read again"));
+        let line = line.expect("it was said").to_owned();
+        if line.contains("nothing changes") {
+            return Err(line);
+        }
+        // Said before it is done, which it is at once.
+        let generation = eventually("the new generation", async || {
+            let ready = Connection::open(&self.addr()).await.call(Call::get("/readyz")).await;
+            let number = ready.json().await["generation"].as_u64()?;
+            line.contains(&format!("generation={number}")).then_some(number)
+        });
+        Ok(generation.await)
+    }
+
     /// Asks it to stop (SIGTERM), and does not wait.
     pub(crate) async fn terminate(&self) {
         signal("TERM", self.pid()).await;
