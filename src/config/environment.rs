@@ -39,6 +39,7 @@ pub(super) fn usual_provider(
     match kind {
         "azure" => {
             let endpoint = address?.trim_end_matches('/').to_owned(); // Azure is nowhere without one
+            let endpoint = endpoint.strip_suffix("/openai").unwrap_or(&endpoint);
             found.default_model = get("AZURE_OPENAI_DEPLOYMENT");
             found.api_version = get("AZURE_OPENAI_API_VERSION");
             found.deployment = get("AZURE_OPENAI_DEPLOYMENT").filter(|_| found.api_version.is_some());

@@ -61,10 +61,25 @@ impl fmt::Debug for Exporter {
     }
 }
 
+/// Whether an address is this machine's own, so that a proxy elsewhere would not find it.
+fn is_loopback(endpoint: &str) -> bool {
+    let address = url::Url::parse(endpoint).ok();
+    match address.as_ref().and_then(url::Url::host) {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
 impl Exporter {
     pub(super) fn begin(settings: &OtlpSettings) -> Result<Self, String> {
         let wrong = |what: String| format!("log.otlp_endpoint: {what}");
-        let client = reqwest::Client::builder()
+        let mut client = reqwest::Client::builder();
+        if is_loopback(&settings.endpoint) {
+            client = client.no_proxy();
+        }
+        let client = client
             .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .timeout(PATIENCE)
