@@ -3,7 +3,7 @@
 //! What completes an answer is `message_stop`; the reason came before it, in `message_delta`. An answer is a row of
 //! blocks, told apart by their index, each with a start, deltas and a stop.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use serde_json::{Map, Value, json, value::RawValue};
 
@@ -25,6 +25,8 @@ use crate::{
 /// Decodes one answer.
 #[derive(Default)]
 pub(super) struct AnthropicDecoder {
+    /// The configured provider: what is kept goes back to no other.
+    provider: Arc<str>,
     /// The blocks that have begun and not stopped.
     open: Vec<(u64, Block)>,
     /// Bytes of text so far.
@@ -37,13 +39,23 @@ pub(super) struct AnthropicDecoder {
     usage: Map<String, Value>,
 }
 
+/// How a block ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// The provider said so.
+    Sent,
+    /// Another began in its place, or the message ended.
+    Implied,
+}
+
 /// A block under way.
 enum Block {
     Text,
     /// Kept, for it is wanted back with its signature.
     Thinking {
         thinking: String,
-        signature: String,
+        /// `None` if the block has no such member.
+        signature: Option<String>,
     },
     Tool {
         call: usize,
@@ -75,7 +87,7 @@ impl Decoder for AnthropicDecoder {
                 }
             }
             "content_block_start" => {
-                self.stop(index, out);
+                self.stop(index, Stop::Implied, out);
                 if let Some(block) = event.content_block {
                     self.start(index, block, out)?;
                 }
@@ -85,7 +97,7 @@ impl Decoder for AnthropicDecoder {
                     self.delta(index, delta, out)?;
                 }
             }
-            "content_block_stop" => self.stop(index, out),
+            "content_block_stop" => self.stop(index, Stop::Sent, out),
             "message_delta" => {
                 if let Some(delta) = event.delta {
                     self.end_with(parse::<Ending<'_>>(delta.get())?.stop_reason);
@@ -132,6 +144,14 @@ impl Decoder for AnthropicDecoder {
 }
 
 impl AnthropicDecoder {
+    /// A decoder of an answer of this provider's.
+    pub(super) fn new(provider: Arc<str>) -> Self {
+        Self {
+            provider,
+            ..Self::default()
+        }
+    }
+
     /// A block begins; most begin empty, but none has to.
     fn start(&mut self, index: u64, raw: &RawValue, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         room_beside(self.open.len().max(self.calls))?;
@@ -147,7 +167,7 @@ impl AnthropicDecoder {
                 think(block.thinking.as_deref(), out);
                 Block::Thinking {
                     thinking: block.thinking.unwrap_or_default().into_owned(),
-                    signature: block.signature.unwrap_or_default().into_owned(),
+                    signature: block.signature.map(Cow::into_owned),
                 }
             }
             "redacted_thinking" => {
@@ -205,7 +225,7 @@ impl AnthropicDecoder {
             }
             ("signature_delta", Some(Block::Thinking { signature, .. })) => {
                 if let Some(whole) = delta.signature.filter(|s| !s.is_empty()) {
-                    *signature = whole.into_owned();
+                    *signature = Some(whole.into_owned());
                 }
             }
             ("input_json_delta", Some(Block::Tool { call, given })) => {
@@ -223,17 +243,22 @@ impl AnthropicDecoder {
     }
 
     /// A block is complete.
-    fn stop(&mut self, index: u64, out: &mut Vec<Chunk>) {
+    fn stop(&mut self, index: u64, stop: Stop, out: &mut Vec<Chunk>) {
         let Some(at) = self.open.iter().position(|(open, _)| *open == index) else {
             return;
         };
         match self.open.remove(at).1 {
-            // Thinking without its signature was cut short, and is not taken back.
-            Block::Thinking { thinking, signature } if !signature.is_empty() => {
-                self.keep(
-                    json!({"type": "thinking", "thinking": thinking, "signature": signature}),
-                    out,
-                );
+            Block::Thinking { thinking, signature } => {
+                let is_signed = signature.as_ref().is_some_and(|signature| !signature.is_empty());
+                // Compatible servers sign nothing and want the block back all the same. One that
+                // was cut short is not taken back.
+                if is_signed || stop == Stop::Sent && !thinking.is_empty() {
+                    let mut block = json!({"type": "thinking", "thinking": thinking});
+                    if let Some(signature) = signature {
+                        block["signature"] = signature.into();
+                    }
+                    self.keep(block, out);
+                }
             }
             Block::Tool {
                 call,
@@ -246,7 +271,7 @@ impl AnthropicDecoder {
     /// The message is complete, and with it every block.
     fn close(&mut self, out: &mut Vec<Chunk>) {
         while let Some(&(index, _)) = self.open.first() {
-            self.stop(index, out);
+            self.stop(index, Stop::Implied, out);
         }
         self.stopped = true;
     }
@@ -263,6 +288,7 @@ impl AnthropicDecoder {
         let kept = Kept {
             text: self.text,
             calls: self.calls,
+            provider: Some(self.provider.to_string()).filter(|name| !name.is_empty()),
             block,
         };
         out.push(Chunk::Carry(Carry {
@@ -322,17 +348,16 @@ fn think(text: Option<&str>, out: &mut Vec<Chunk>) {
 }
 
 /// A stream was asked for, and a whole answer came.
-pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(mut decoder: AnthropicDecoder, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
     let text = String::from_utf8_lossy(body);
     let message: Message<'_> = parse(&text)?;
     if let Some(error) = message.error {
         return Err(reported(&parse(error.get())?));
     }
     let mut out = Vec::new();
-    let mut decoder = AnthropicDecoder::default();
     for block in message.content.into_iter().flatten() {
         decoder.start(0, block, &mut out)?;
-        decoder.stop(0, &mut out);
+        decoder.stop(0, Stop::Sent, &mut out);
     }
     decoder.end_with(message.stop_reason);
     decoder.read_usage(message.usage);
@@ -354,7 +379,7 @@ mod tests {
 
     /// What a stream of these events comes to.
     fn decode(events: &[&str]) -> Result<Vec<Chunk>, ProviderError> {
-        let mut decoding = Decoding::new(&Anthropic, 1 << 20);
+        let mut decoding = Decoding::new(&Anthropic::default(), 1 << 20);
         let mut out = Vec::new();
         for event in events {
             decoding.push(format!("data: {event}\n\n").as_bytes(), &mut out)?;
@@ -588,6 +613,29 @@ mod tests {
     }
 
     #[test]
+    fn finished_thinking_is_kept_without_a_signature_too() {
+        let thought = |member: &str, stop: &str| {
+            let chunks = decode(&[
+                &start(0, &format!(r#"{{"type":"thinking","thinking":""{member}}}"#)),
+                &delta(0, r#"{"type":"thinking_delta","thinking":"Hmm."}"#),
+                stop,
+                &start(1, r#"{"type":"text","text":"Hi"}"#),
+                r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#,
+                r#"{"type":"message_stop"}"#,
+            ]);
+            carried(&chunks.unwrap())
+                .iter()
+                .map(|data| data["block"].clone())
+                .collect::<Vec<_>>()
+        };
+        let stop = r#"{"type":"content_block_stop","index":0}"#;
+        assert_eq!(thought("", stop), [json!({"type": "thinking", "thinking": "Hmm."})]);
+        let empty = json!({"type": "thinking", "thinking": "Hmm.", "signature": ""});
+        assert_eq!(thought(r#","signature":"""#, stop), [empty]);
+        assert_eq!(thought("", r#"{"type":"ping"}"#), [Value::Null; 0], "it was cut short");
+    }
+
+    #[test]
     fn thinking_is_kept_with_its_signature_and_its_place() {
         let chunks = ended(
             &[
@@ -688,8 +736,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_comes_whole_is_the_same_answer() {
-        let chunks = whole(
-            r#"{"type":"message","content":[
+        let chunks = whole(AnthropicDecoder::default(), r#"{"type":"message","content":[
                 {"type":"thinking","thinking":"Hm.","signature":"S"},{"type":"text","text":"Hé","citations":null},
                 {"type":"server_tool_use","id":"s","name":"x","input":{}},
                 {"type":"tool_use","id":"a","name":"t","input":{"x":1}},{"type":"tool_use","id":"b","name":"t","input":{}}],
@@ -702,10 +749,17 @@ mod tests {
         assert_eq!(carried(&chunks)[0]["block"]["signature"], "S");
         assert_eq!(usage(&chunks).input_tokens, Some(3));
 
-        let error = whole(br#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#);
+        let error = whole(
+            AnthropicDecoder::default(),
+            br#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
+        );
         assert_eq!(error.unwrap_err().kind, Kind::Overloaded);
         for none in ["{}", "<html>", r#"{"content":[{"type":"text","text":"Hi"}]}"#, "7"] {
-            assert_eq!(whole(none.as_bytes()).unwrap_err().kind, Kind::Protocol, "{none}");
+            assert_eq!(
+                whole(AnthropicDecoder::default(), none.as_bytes()).unwrap_err().kind,
+                Kind::Protocol,
+                "{none}"
+            );
         }
     }
 }

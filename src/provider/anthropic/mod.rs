@@ -23,14 +23,23 @@ mod wire;
 /// Whose [`crate::chat::Carry`] it is.
 const NAME: &str = "anthropic";
 
-/// The dialect.
-#[derive(Clone, Copy, Debug)]
-pub struct Anthropic;
+/// The dialect, as one provider speaks it.
+#[derive(Clone, Debug, Default)]
+pub struct Anthropic {
+    /// The configured provider: thinking goes back to nobody else, because another one refuses its
+    /// signature, or the want of one.
+    provider: Arc<str>,
+}
 
 /// A provider that speaks it.
 pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError> {
     let credentials = Credentials::Header("x-api-key");
-    Ok(Arc::new(HttpProvider::new(Anthropic, credentials, settings)?))
+    let provider = settings.name.as_str().into();
+    Ok(Arc::new(HttpProvider::new(
+        Anthropic { provider },
+        credentials,
+        settings,
+    )?))
 }
 
 impl Dialect for Anthropic {
@@ -43,15 +52,15 @@ impl Dialect for Anthropic {
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Call, ProviderError> {
-        encode::call(request)
+        encode::call(request, &self.provider)
     }
 
     fn decoder(&self) -> Box<dyn Decoder> {
-        Box::<decode::AnthropicDecoder>::default()
+        Box::new(decode::AnthropicDecoder::new(self.provider.clone()))
     }
 
     fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        decode::whole(body)
+        decode::whole(decode::AnthropicDecoder::new(self.provider.clone()), body)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {

@@ -114,6 +114,9 @@ pub(super) struct Kept {
     pub(super) text: usize,
     /// and so many of its calls.
     pub(super) calls: usize,
+    /// The configured provider that it is from, and goes back to; older ones do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) provider: Option<String>,
     /// `thinking` or `redacted_thinking`, as it is to be sent.
     pub(super) block: serde_json::Value,
 }
