@@ -63,7 +63,7 @@ pub async fn answer(
                     turn.request.tool_choice = ToolChoice::Auto; // what the client chose was for the first round
                 }
                 if turn.tool_rounds == agent.max_tool_rounds {
-                    turn.request.tools.clear(); // one last answer, without tools
+                    turn.forbid_calls(); // one last answer
                 }
                 ask(candidates, bounds, kit, turn, ear).await?;
             }

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::Form;
 use crate::chat::{
-    ChatRequest, FinishKind, Message, ModelCall, Role, ToolCall, ToolRecord, Usage, fold::Round, history, usage,
+    ChatRequest, FinishKind, Message, ModelCall, Role, ToolCall, ToolChoice, ToolRecord, Usage, fold::Round, history,
+    usage,
 };
 
 /// What the model is told of a call that the run's end came before.
@@ -115,11 +116,25 @@ impl Turn {
         }
     }
 
+    /// Lets the model call nothing from here on. The tools stay where calls have been made, because
+    /// some servers refuse a conversation with calls that comes without any.
+    pub(super) fn forbid_calls(&mut self) {
+        let called = self
+            .request
+            .messages
+            .iter()
+            .any(|message| !message.tool_calls.is_empty());
+        if !called {
+            self.request.tools.clear();
+        }
+        self.request.tool_choice = ToolChoice::None;
+    }
+
     /// Asks for the answer once more: from here on what is said is not part of the conversation, until
     /// [`Turn::end_repair`].
     pub(super) fn begin_repair(&mut self, complaint: String) {
         self.repair = Some(self.request.messages.len());
-        self.request.tools.clear();
+        self.forbid_calls();
         self.request.messages.push(Message::user(complaint, Vec::new()));
     }
 

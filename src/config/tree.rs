@@ -172,6 +172,8 @@ pub(super) struct ProviderTree {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) deployment: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_tokens_field: Option<provider::openai::MaxTokensField>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connect_timeout: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) first_byte_timeout: Option<Time>,
@@ -494,6 +496,7 @@ impl Tree {
                 api_key: api_key(tree, environment, &at)?,
                 api_version: tree.api_version.clone(),
                 deployment: tree.deployment.clone(),
+                max_tokens_field: tree.max_tokens_field,
                 headers: tools::secrets(&tree.headers, &at("headers"), environment)?,
                 limits: provider::Limits {
                     connect_timeout: limit!(connect_timeout).0,

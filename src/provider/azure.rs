@@ -15,9 +15,10 @@ use serde_json::{Map, Value};
 
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
+    address::azure_endpoint,
     dialect::{Call, Decoder, Dialect},
     error::Kind,
-    openai::OpenAi,
+    openai::{OpenAi, server::OPENAI},
     upstream::{Credentials, HttpProvider},
 };
 use crate::chat::{ChatRequest, Chunk};
@@ -26,8 +27,20 @@ use crate::chat::{ChatRequest, Chunk};
 const KNOWS_ITS_OPTIONS: &str = "2024-09-01";
 
 /// The dialect.
-#[derive(Clone, Debug, Default)]
-pub struct Azure(Form);
+#[derive(Clone, Debug)]
+pub struct Azure {
+    form: Form,
+    wire: OpenAi,
+}
+
+impl Default for Azure {
+    fn default() -> Self {
+        Self {
+            form: Form::default(),
+            wire: OpenAi::at(OPENAI),
+        }
+    }
+}
 
 /// Where the model's name stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +61,13 @@ impl Default for Form {
 
 /// A provider that speaks it.
 pub(super) fn provider(mut settings: ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError> {
+    settings.base_url = azure_endpoint(&settings.base_url).to_owned();
     let (version, deployment) = (settings.api_version.take(), settings.deployment.take());
     let form =
         form(&settings.base_url, version, deployment).map_err(|what| ProviderError::config(&settings.name, what))?;
+    let wire = OpenAi::of(&settings);
     Ok(Arc::new(HttpProvider::new(
-        Azure(form),
+        Azure { form, wire },
         Credentials::Header("api-key"),
         settings,
     )?))
@@ -113,12 +128,12 @@ impl Dialect for Azure {
     }
 
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
-        OpenAi.check(request)
+        self.wire.check(request)
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Call, ProviderError> {
-        let Call { body, .. } = OpenAi.encode(request)?;
-        match &self.0 {
+        let Call { body, .. } = self.wire.encode(request)?;
+        match &self.form {
             Form::V1 { path } => Ok(Call {
                 path: path.clone(),
                 body,
@@ -139,15 +154,15 @@ impl Dialect for Azure {
     }
 
     fn decoder(&self) -> Box<dyn Decoder> {
-        OpenAi.decoder()
+        self.wire.decoder()
     }
 
     fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        OpenAi.whole(body)
+        self.wire.whole(body)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {
-        OpenAi.refusal(status, headers, body)
+        self.wire.refusal(status, headers, body)
     }
 }
 
@@ -202,7 +217,12 @@ mod tests {
             trace: None,
             again: Again::default(),
         };
-        let call = Azure(form).encode(&request).map_err(|e| e.detail)?;
+        let call = Azure {
+            form,
+            ..Azure::default()
+        }
+        .encode(&request)
+        .map_err(|e| e.detail)?;
         Ok((
             format!("{base_url}{}", call.path),
             serde_json::from_slice(&call.body).unwrap(),

@@ -245,11 +245,11 @@ mod tests {
     #[test]
     fn whoever_the_provider_is_an_error_may_come_as_a_whole_body() {
         let dialects: [&dyn Dialect; 6] = [
-            &OpenAi,
-            &Groq,
+            &OpenAi::default(),
+            &Groq::default(),
             &Azure::default(),
             &Responses::of("p"),
-            &Anthropic,
+            &Anthropic::default(),
             &Gemini,
         ];
         for dialect in dialects {

@@ -19,15 +19,22 @@ use super::{
     openai::{self, OpenAi, OpenAiDecoder},
     upstream::{Credentials, HttpProvider},
 };
-use crate::chat::{ChatRequest, Chunk, ResponseFormat};
+use crate::chat::{ChatRequest, Chunk, ResponseFormat, ToolChoice};
 
 /// The dialect.
-#[derive(Clone, Copy, Debug)]
-pub struct Groq;
+#[derive(Clone, Debug)]
+pub struct Groq(OpenAi);
+
+impl Default for Groq {
+    fn default() -> Self {
+        Self(OpenAi::at(openai::server::GROQ))
+    }
+}
 
 /// A provider that speaks it.
 pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError> {
-    Ok(Arc::new(HttpProvider::new(Groq, Credentials::Bearer, settings)?))
+    let dialect = Groq(OpenAi::of(&settings));
+    Ok(Arc::new(HttpProvider::new(dialect, Credentials::Bearer, settings)?))
 }
 
 impl Dialect for Groq {
@@ -40,31 +47,31 @@ impl Dialect for Groq {
         // 2026-11).
         let refused = match &request.response_format {
             ResponseFormat::Text => false,
-            ResponseFormat::JsonObject => !request.tools.is_empty(),
+            ResponseFormat::JsonObject => !request.tools.is_empty() && request.tool_choice != ToolChoice::None,
             ResponseFormat::JsonSchema { .. } => true,
         };
         match refused {
             true => Err(Unsupported {
                 field: "response_format",
             }),
-            false => OpenAi.check(request),
+            false => self.0.check(request),
         }
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Call, ProviderError> {
-        OpenAi.encode(request)
+        self.0.encode(request)
     }
 
     fn decoder(&self) -> Box<dyn Decoder> {
-        Box::<GroqDecoder>::default()
+        Box::new(GroqDecoder(self.0.own_decoder()))
     }
 
     fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        OpenAi.whole(body)
+        self.0.whole(body)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {
-        let told = OpenAi.refusal(status, headers, body);
+        let told = self.0.refusal(status, headers, body);
         match status {
             498 => ProviderError {
                 kind: Kind::Overloaded,
@@ -76,7 +83,6 @@ impl Dialect for Groq {
 }
 
 /// Decodes one answer.
-#[derive(Default)]
 struct GroqDecoder(OpenAiDecoder);
 
 impl Decoder for GroqDecoder {
@@ -144,7 +150,7 @@ fn told(data: &str) -> ProviderError {
     match status.and_then(|status| u16::try_from(status).ok()) {
         Some(status @ 400..) => ProviderError {
             status: None, // what was answered is 200
-            ..Groq.refusal(status, &HeaderMap::new(), data.as_bytes())
+            ..Groq::default().refusal(status, &HeaderMap::new(), data.as_bytes())
         },
         _ => openai::reported(body.get("error").unwrap_or(&body)),
     }
@@ -162,12 +168,12 @@ mod tests {
 
     #[test]
     fn every_scenario_is_written_to_the_letter() {
-        insta::assert_json_snapshot!(golden(&Groq, &[]));
+        insta::assert_json_snapshot!(golden(&Groq::default(), &[]));
     }
 
     fn decode(stream: &str) -> Result<Vec<Chunk>, ProviderError> {
         let mut out = Vec::new();
-        let mut decoding = Decoding::new(&Groq, 1 << 20);
+        let mut decoding = Decoding::new(&Groq::default(), 1 << 20);
         decoding.push(stream.as_bytes(), &mut out)?;
         if decoding.progress() != Progress::Over {
             decoding.end(None, &mut out)?;
@@ -296,7 +302,7 @@ mod tests {
             (503, "", Kind::Overloaded, true),
         ] {
             let body = format!(r#"{{"error":{{"message":"m","type":"tokens","code":"{code}"}}}}"#);
-            let error = Groq.refusal(status, &headers, body.as_bytes());
+            let error = Groq::default().refusal(status, &headers, body.as_bytes());
             assert_eq!(
                 (error.kind, error.retryable(), error.status),
                 (kind, again, Some(status)),

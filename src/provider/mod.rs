@@ -13,10 +13,12 @@ use crate::{
     meters::Meters,
 };
 
+mod address;
 pub mod anthropic;
 pub mod azure;
 mod bare;
 pub mod breaker;
+mod call_ids;
 pub mod decoding;
 pub mod demo;
 pub mod dialect;
@@ -26,6 +28,7 @@ pub mod gemini;
 #[cfg(test)]
 pub(crate) mod golden;
 pub mod groq;
+mod history;
 pub mod ollama;
 pub mod openai;
 mod payload;
@@ -98,6 +101,9 @@ pub struct ProviderSettings {
     pub api_version: Option<String>,
     /// Azure only: the deployment, where it stands in the address.
     pub deployment: Option<String>,
+    /// Servers of the openai dialect only: the name under which the server takes the limit of
+    /// tokens; `None` for what is known of its host.
+    pub max_tokens_field: Option<openai::MaxTokensField>,
     /// Its patience and limits.
     pub limits: Limits,
     /// Whether it is left alone for a moment when it fails too often.
@@ -117,6 +123,7 @@ impl ProviderSettings {
             headers,
             api_version,
             deployment,
+            max_tokens_field,
             limits,
             breaker,
             meters: _,
@@ -131,6 +138,7 @@ impl ProviderSettings {
             && key(api_key) == key(&other.api_key)
             && (name, kind, base_url) == (&other.name, &other.kind, &other.base_url)
             && (api_version, deployment) == (&other.api_version, &other.deployment)
+            && *max_tokens_field == other.max_tokens_field
             && (limits, breaker) == (&other.limits, &other.breaker)
     }
 }

@@ -165,8 +165,8 @@ mod tests {
 
     #[test]
     fn a_request_in_pieces_is_the_request_in_every_dialect() {
-        holds(&OpenAi);
-        holds(&Anthropic);
+        holds(&OpenAi::default());
+        holds(&Anthropic::default());
         holds(&Gemini);
         holds(&Ollama);
         holds(&Responses::of("p"));
@@ -177,7 +177,7 @@ mod tests {
         let mut request = request();
         request.messages.truncate(2);
         request.messages.remove(0);
-        let payload = Payload::encode(&OpenAi, &request).unwrap();
+        let payload = Payload::encode(&OpenAi::default(), &request).unwrap();
         assert_eq!(payload.pieces.len(), 1);
     }
 }

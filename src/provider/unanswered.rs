@@ -193,6 +193,7 @@ mod tests {
             headers: BTreeMap::new(),
             api_version: None,
             deployment: None,
+            max_tokens_field: None,
             limits: Limits {
                 connect_timeout: Duration::from_millis(300),
                 first_byte_timeout: Duration::from_secs(60),
@@ -204,7 +205,7 @@ mod tests {
             breaker: BreakerSwitch::Off,
             meters: std::sync::Arc::default(),
         };
-        let provider = HttpProvider::resolving(OpenAi, Credentials::Bearer, settings, resolver).unwrap();
+        let provider = HttpProvider::resolving(OpenAi::default(), Credentials::Bearer, settings, resolver).unwrap();
         let began = Instant::now();
         let payload = Payload::of("/ask", vec!["{}".into()]);
         let outcome = provider.open(&payload, None).await;

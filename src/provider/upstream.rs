@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{
     BreakerSwitch, ChunkStream, Identity, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
+    address::{complete, is_loopback},
     breaker::Breaker,
     decoding::Decoding,
     dialect::{Dialect, Progress, word},
@@ -95,12 +96,16 @@ impl<D: Dialect> HttpProvider<D> {
             deployment,
             kind,
             meters,
+            max_tokens_field,
         } = settings;
         let wrong = |what: &str| ProviderError::config(&name, what);
         if api_version.is_some() || deployment.is_some() {
             return Err(wrong(&format!(
                 "api_version and deployment mean nothing to kind {kind:?}"
             ))); // azure takes them out
+        }
+        if max_tokens_field.is_some() && !matches!(kind.as_str(), "openai" | "groq" | "azure") {
+            return Err(wrong(&format!("max_tokens_field means nothing to kind {kind:?}")));
         }
         let address = url::Url::parse(&base_url).map_err(|e| wrong(&format!("base_url: {e}")))?;
         if !matches!(address.scheme(), "http" | "https") || !address.has_host() || address.query().is_some() {
@@ -139,7 +144,11 @@ impl<D: Dialect> HttpProvider<D> {
                 value.ok_or_else(|| wrong(&format!("the value of header {header} is none")))?,
             );
         }
-        let client = Client::builder()
+        let mut client = Client::builder();
+        if is_loopback(&address) {
+            client = client.no_proxy(); // a proxy elsewhere would look for the server on its own machine
+        }
+        let client = client
             .user_agent(concat!("sluicegate/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .dns_resolver(Arc::new(InTime {
@@ -156,7 +165,7 @@ impl<D: Dialect> HttpProvider<D> {
             .map_err(|e| wrong(&e.to_string()))?;
         Ok(Self {
             name,
-            base_url: base_url.trim_end_matches('/').to_owned(),
+            base_url: complete(&kind, &address),
             limits,
             dialect,
             client,

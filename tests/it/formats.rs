@@ -691,7 +691,7 @@ async fn settings_and_images_are_said_in_the_providers_words() {
     assert_eq!(
         first.json,
         json!({"model": "test-model", "stream": true, "stream_options": {"include_usage": true}, "temperature": 0.5, "top_p": 0.9,
-            "max_completion_tokens": 64, "stop": ["END", "\n"], "seed": 7, "reasoning_effort": "low",
+            "max_completion_tokens": 64, "max_tokens": 64, "stop": ["END", "\n"], "seed": 7, "reasoning_effort": "low",
             "messages": [{"role": "user", "content": parts}]})
     );
     json_answer(&gateway, json!({"message": "And?", "session_id": "s"})).await;

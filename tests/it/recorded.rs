@@ -23,12 +23,12 @@ use crate::house::{Framing, Gateway, Place as _, Script, Upstream, post};
 /// The dialect of a manifest's row; `None` for one that is not spoken yet.
 fn dialect(row: &Value) -> Option<Box<dyn Dialect>> {
     match (row["provider"].as_str()?, row["api"].as_str()?) {
-        ("groq", "openai-chat") => Some(Box::new(sluicegate::provider::groq::Groq)),
+        ("groq", "openai-chat") => Some(Box::new(sluicegate::provider::groq::Groq::default())),
         ("azure", "openai-chat") => Some(Box::new(sluicegate::provider::azure::Azure::default())),
         (_, "ollama") => Some(Box::new(sluicegate::provider::ollama::Ollama)),
         (_, "openai-responses") => Some(Box::new(sluicegate::provider::responses::Responses::of("recorded"))),
-        (_, "openai-chat") => Some(Box::new(OpenAi)),
-        (_, "anthropic") => Some(Box::new(sluicegate::provider::anthropic::Anthropic)),
+        (_, "openai-chat") => Some(Box::new(OpenAi::default())),
+        (_, "anthropic") => Some(Box::new(sluicegate::provider::anthropic::Anthropic::default())),
         (_, "gemini") => Some(Box::new(sluicegate::provider::gemini::Gemini)),
         _ => None,
     }

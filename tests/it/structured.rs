@@ -567,7 +567,11 @@ mod repairing {
             (&json!("I count. {\"n\": 7}"), &json!(3))
         );
         assert_eq!((&response["structured_data"], counter.calls()), (&json!({"n": 7}), 1));
-        assert_eq!(model.requests()[2].json["tools"], Value::Null, "a repair calls nothing");
+        assert_eq!(
+            model.requests()[2].json["tool_choice"],
+            "none",
+            "a repair calls nothing"
+        );
         let roles: Vec<_> = history(&gateway)
             .await
             .iter()

@@ -1,7 +1,5 @@
 //! Our request as Anthropic's.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -10,8 +8,10 @@ use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolChoice},
     provider::{
         ProviderError, Unsupported,
+        call_ids::{CallIds, IdForm},
         dialect::{Call, is_strict},
         error::Kind,
+        history::{self, has_text},
     },
 };
 
@@ -55,25 +55,26 @@ fn structures(model: &str) -> bool {
     !before.iter().any(|family| model.starts_with(family))
 }
 
-/// The call for a request.
-pub(super) fn call(request: &ChatRequest) -> Result<Call, ProviderError> {
-    let body = serde_json::to_vec(&body(request)).map_err(|e| ProviderError::new(Kind::Config, e.to_string()))?;
+/// The call for a request to this provider.
+pub(super) fn call(request: &ChatRequest, provider: &str) -> Result<Call, ProviderError> {
+    let body =
+        serde_json::to_vec(&body(request, provider)).map_err(|e| ProviderError::new(Kind::Config, e.to_string()))?;
     Ok(Call {
         path: "/messages".into(),
         body,
     })
 }
 
-fn body(request: &ChatRequest) -> Value {
+fn body(request: &ChatRequest, provider: &str) -> Value {
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
     let settings = &request.settings;
     put("model", json!(request.model));
     put("max_tokens", json!(settings.max_output_tokens.unwrap_or(MAX_TOKENS)));
-    if let Some(instructions) = request.instructions.as_deref().filter(|text| !is_blank(text)) {
+    if let Some(instructions) = request.instructions.as_deref().filter(|text| has_text(text)) {
         put("system", json!(instructions));
     }
-    put("messages", turns(&request.messages));
+    put("messages", turns(&request.messages, provider));
     put("stream", json!(true));
     if let Some(temperature) = settings.temperature {
         put("temperature", json!(temperature));
@@ -84,33 +85,17 @@ fn body(request: &ChatRequest) -> Value {
     if !settings.stop.is_empty() {
         put("stop_sequences", json!(settings.stop));
     }
-    if !request.tools.is_empty() {
-        let tools = request
-            .tools
+    let (tools, choice) = history::tools(request);
+    if !tools.is_empty() {
+        let tools = tools
             .iter()
             .map(|tool| json!({"name": tool.name, "description": tool.description, "input_schema": tool.parameters}));
         put("tools", tools.collect());
-        match &request.tool_choice {
+        match choice {
             ToolChoice::Auto => {}
             ToolChoice::None => drop(put("tool_choice", json!({"type": "none"}))),
             ToolChoice::Required => drop(put("tool_choice", json!({"type": "any"}))),
             ToolChoice::Named(name) => drop(put("tool_choice", json!({"type": "tool", "name": name}))),
-        }
-    }
-    // Where the conversation holds calls, the tools have to be there, even when none may be called any more.
-    if request.tools.is_empty() {
-        let called: BTreeSet<&str> = request
-            .messages
-            .iter()
-            .flat_map(|m| &m.tool_calls)
-            .map(|call| call.name.as_str())
-            .collect();
-        if !called.is_empty() {
-            let tools = called
-                .iter()
-                .map(|name| json!({"name": name, "description": "", "input_schema": {"type": "object"}}));
-            put("tools", tools.collect());
-            put("tool_choice", json!({"type": "none"}));
         }
     }
     let mut output = Map::new();
@@ -130,13 +115,13 @@ fn body(request: &ChatRequest) -> Value {
 
 /// The conversation as turns of user and assistant, one after the other. What we keep as several messages of one side is
 /// one turn: so a round's results are all in one, before whatever the user says next, as the API demands.
-fn turns(messages: &[Message]) -> Value {
-    let mut ids = Ids::default();
+fn turns(messages: &[Message], provider: &str) -> Value {
+    let mut ids = CallIds::new(IdForm::Unique);
     let mut turns: Vec<(&str, Vec<Value>)> = Vec::with_capacity(messages.len());
     for message in messages {
         let (role, blocks) = match message.role {
             Role::User => ("user", user(message)),
-            Role::Assistant => ("assistant", assistant(message, &mut ids)),
+            Role::Assistant => ("assistant", assistant(message, provider, &mut ids)),
             Role::Tool => ("user", vec![result(message, &ids)]),
         };
         match turns.last_mut() {
@@ -161,19 +146,24 @@ fn user(message: &Message) -> Vec<Value> {
 }
 
 /// Words and calls, and between them, where it stood, the thinking that came with them.
-fn assistant<'a>(message: &'a Message, ids: &mut Ids<'a>) -> Vec<Value> {
+fn assistant<'a>(message: &'a Message, provider: &str, ids: &mut CallIds<'a>) -> Vec<Value> {
     let mut blocks = Vec::new();
     let content = &*message.content;
     let calls: Vec<Value> = message
         .tool_calls
         .iter()
-        .map(|call| json!({"type": "tool_use", "id": ids.given(&call.id), "name": call.name, "input": call.arguments}))
+        .map(
+            |call| json!({"type": "tool_use", "id": ids.of_call(&call.id), "name": call.name, "input": call.arguments}),
+        )
         .collect();
     let (mut said, mut called) = (0, 0);
     for carry in message.carry.iter().filter(|carry| carry.dialect == NAME) {
         let Ok(kept) = Kept::deserialize(&carry.data) else {
             continue;
         };
+        if kept.provider.is_some_and(|from| from != provider) {
+            continue;
+        }
         if let Some(before) = content.get(said..kept.text) {
             blocks.extend(text(before));
             said = kept.text;
@@ -194,8 +184,8 @@ fn assistant<'a>(message: &'a Message, ids: &mut Ids<'a>) -> Vec<Value> {
     blocks
 }
 
-fn result(message: &Message, ids: &Ids<'_>) -> Value {
-    let id = ids.of(message.tool_call_id.as_deref().unwrap_or(""));
+fn result(message: &Message, ids: &CallIds<'_>) -> Value {
+    let id = ids.of_result(message.tool_call_id.as_deref().unwrap_or(""));
     match message.failed {
         true => json!({"type": "tool_result", "tool_use_id": id, "content": message.content, "is_error": true}),
         false => json!({"type": "tool_result", "tool_use_id": id, "content": message.content}),
@@ -204,46 +194,7 @@ fn result(message: &Message, ids: &Ids<'_>) -> Value {
 
 /// A text block, unless it were blank: those are not allowed.
 fn text(text: &str) -> Option<Value> {
-    (!is_blank(text)).then(|| json!({"type": "text", "text": text}))
-}
-
-fn is_blank(text: &str) -> bool {
-    text.trim().is_empty()
-}
-
-/// The ids of calls as they may be written here: of `[A-Za-z0-9_-]`, and no two alike in a conversation. Its own ids
-/// are; those that another provider gave in an earlier turn need not be.
-#[derive(Default)]
-struct Ids<'a> {
-    taken: HashSet<String>,
-    /// Of the calls so far, what the last of that id is called here.
-    known: HashMap<&'a str, String>,
-}
-
-impl<'a> Ids<'a> {
-    /// A call's.
-    fn given(&mut self, id: &'a str) -> String {
-        let mut own = fit(id);
-        while !self.taken.insert(own.clone()) {
-            own.push('_');
-        }
-        self.known.insert(id, own.clone());
-        own
-    }
-
-    /// That of the call which a result answers.
-    fn of(&self, id: &str) -> String {
-        self.known.get(id).cloned().unwrap_or_else(|| fit(id))
-    }
-}
-
-fn fit(id: &str) -> String {
-    let fits = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    if id.is_empty() {
-        "_".to_owned()
-    } else {
-        id.chars().map(fits).collect()
-    }
+    has_text(text).then(|| json!({"type": "text", "text": text}))
 }
 
 #[cfg(test)]
@@ -277,14 +228,14 @@ mod tests {
     }
 
     fn written(messages: &[Message]) -> Value {
-        turns(messages)
+        turns(messages, "")
     }
 
     #[test]
     fn every_scenario_is_written_to_the_letter() {
         let redacted = json!({"type": "redacted_thinking", "data": "c2VjcmV0"});
         let carried = [kept(0, 0, thinking("Look it up.")), kept(0, 0, redacted)];
-        insta::assert_json_snapshot!(golden(&Anthropic, &carried));
+        insta::assert_json_snapshot!(golden(&Anthropic::default(), &carried));
     }
 
     #[test]
@@ -294,7 +245,7 @@ mod tests {
             kept(8, 0, thinking("after words")),
             kept(14, 1, thinking("between calls")),
         ]);
-        let types: Vec<Value> = assistant(&message, &mut Ids::default())
+        let types: Vec<Value> = assistant(&message, "", &mut CallIds::new(IdForm::Unique))
             .into_iter()
             .map(|block| {
                 block
@@ -312,6 +263,19 @@ mod tests {
     }
 
     #[test]
+    fn thinking_goes_back_to_its_own_provider_only() {
+        let mut carry = kept(0, 0, json!({"type": "thinking", "thinking": "Hm"}));
+        carry.data["provider"] = json!("deepseek");
+        let message = Message::assistant("Hi", vec![]).carrying(vec![carry]);
+        let types = |provider: &str| -> Vec<Value> {
+            let blocks = assistant(&message, provider, &mut CallIds::new(IdForm::Unique));
+            blocks.into_iter().map(|block| block["type"].clone()).collect()
+        };
+        assert_eq!(types("deepseek"), ["thinking", "text"]);
+        assert_eq!(types("anthropic"), ["text"]);
+    }
+
+    #[test]
     fn a_round_goes_back_block_by_block_as_it_came() {
         let came = json!([
             thinking("one"), {"type": "text", "text": "Let me see."}, {"type": "redacted_thinking", "data": "R"},
@@ -319,13 +283,13 @@ mod tests {
             {"type": "tool_use", "id": "toolu_2", "name": "t", "input": {}},
         ]);
         let answer = json!({"type": "message", "content": came, "stop_reason": "tool_use"});
-        let chunks = Anthropic.whole(answer.to_string().as_bytes()).unwrap();
+        let chunks = Anthropic::default().whole(answer.to_string().as_bytes()).unwrap();
         let mut round = Round::default();
         chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
         let (asked, carry) = round.complete();
         let kept = Message::assistant(words(&chunks), asked.into_iter().map(|a| a.call).collect()).carrying(carry);
         let stored: Message = serde_json::from_value(json!(kept)).unwrap();
-        assert_eq!(json!(assistant(&stored, &mut Ids::default())), came);
+        assert_eq!(json!(assistant(&stored, "", &mut CallIds::new(IdForm::Unique))), came);
     }
 
     #[test]
@@ -419,7 +383,7 @@ mod tests {
         assert_eq!(of(|s| s.temperature = Some(1.0)), Ok(()));
         assert_eq!(of(|s| s.seed = Some(0)), Err("settings.seed"));
         assert!(
-            body(&request(Settings::default())).get("system").is_none(),
+            body(&request(Settings::default()), "").get("system").is_none(),
             "blank instructions"
         );
     }

@@ -7,7 +7,12 @@ use serde_json::{Map, Value, json};
 use super::NAME;
 use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolChoice},
-    provider::{ProviderError, Unsupported, dialect::Call, error::Kind},
+    provider::{
+        ProviderError, Unsupported,
+        dialect::Call,
+        error::Kind,
+        history::{self, has_text},
+    },
 };
 
 /// The most strings that end an answer.
@@ -36,7 +41,8 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
         return refuse("attachments");
     }
     // Models before Gemini 3 refuse a form together with tools (ai.google.dev/gemini-api/docs/structured-output, 2026-11).
-    if request.response_format != ResponseFormat::Text && !request.tools.is_empty() {
+    let may_call = !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
+    if request.response_format != ResponseFormat::Text && may_call {
         return refuse("response_format");
     }
     Ok(())
@@ -61,19 +67,21 @@ pub(super) fn call(request: &ChatRequest) -> Result<Call, ProviderError> {
 
 fn body(request: &ChatRequest) -> Result<Value, ProviderError> {
     let mut body = Map::new();
-    if let Some(instructions) = &request.instructions {
+    if let Some(instructions) = request.instructions.as_deref().filter(|text| has_text(text)) {
         body.insert("systemInstruction".into(), json!({"parts": [{"text": instructions}]}));
     }
     body.insert("contents".into(), Value::Array(contents(&request.messages)?));
-    if !request.tools.is_empty() {
-        let tools = request.tools.iter().map(
+    let (tools, choice) = history::tools(request);
+    let left_out = *choice == ToolChoice::None && request.response_format != ResponseFormat::Text;
+    if !tools.is_empty() && !left_out {
+        let tools = tools.iter().map(
             |tool| json!({"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}),
         );
         body.insert(
             "tools".into(),
             json!([{"functionDeclarations": tools.collect::<Value>()}]),
         );
-        let mode = match &request.tool_choice {
+        let mode = match choice {
             ToolChoice::Auto => None,
             ToolChoice::None => Some(json!({"mode": "NONE"})),
             ToolChoice::Required => Some(json!({"mode": "ANY"})),
@@ -166,7 +174,7 @@ fn question(message: &Message) -> Vec<Value> {
     let mut parts: Vec<Value> = images
         .map(|image| json!({"inlineData": {"mimeType": image.media_type, "data": image.data}}))
         .collect();
-    if !message.content.is_empty() {
+    if has_text(&message.content) {
         parts.push(json!({"text": message.content}));
     }
     parts

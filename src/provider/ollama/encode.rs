@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::NAME;
 use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolChoice},
-    provider::{ProviderError, Unsupported, dialect::Call, error::Kind},
+    provider::{ProviderError, Unsupported, dialect::Call, error::Kind, history::has_text},
 };
 
 /// What has no place on this wire: a model cannot be made to call, and thinks in these words only.
@@ -22,7 +22,8 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
         });
     }
     // The form binds every word from the first on, so that no tool could be called.
-    if request.response_format != ResponseFormat::Text && !request.tools.is_empty() {
+    let may_call = !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
+    if request.response_format != ResponseFormat::Text && may_call {
         return Err(Unsupported {
             field: "response_format",
         });
@@ -41,7 +42,7 @@ pub(super) fn call(request: &ChatRequest) -> Result<Call, ProviderError> {
 
 fn body(request: &ChatRequest) -> Value {
     let mut messages: Vec<Value> = Vec::with_capacity(request.messages.len() + 1);
-    if let Some(instructions) = &request.instructions {
+    if let Some(instructions) = request.instructions.as_deref().filter(|text| has_text(text)) {
         messages.push(json!({"role": "system", "content": instructions}));
     }
     let mut tools = HashMap::new(); // by the id of a call
@@ -51,7 +52,11 @@ fn body(request: &ChatRequest) -> Value {
                 .iter()
                 .map(|call| (call.id.as_str(), call.name.as_str())),
         );
-        messages.push(message(said, &tools));
+        let is_empty = !has_text(&said.content) && said.tool_calls.is_empty() && said.attachments.is_empty();
+        if is_empty && said.role != Role::Tool {
+            continue; // nothing was said, and templates make an empty turn of it
+        }
+        append(message(said, &tools), &mut messages);
     }
 
     let mut body = Map::new();
@@ -105,6 +110,28 @@ fn think(effort: &str) -> Option<Value> {
         "true" => Some(json!(true)),
         "false" | "none" => Some(json!(false)),
         _ => None,
+    }
+}
+
+/// Adds a message: to the last one, where both are questions, because many templates want user and
+/// assistant to alternate.
+fn append(next: Value, messages: &mut Vec<Value>) {
+    match messages.last_mut() {
+        Some(last) if last["role"] == "user" && next["role"] == "user" => {
+            let texts = [&last["content"], &next["content"]].map(|text| text.as_str().unwrap_or_default());
+            last["content"] = texts
+                .into_iter()
+                .filter(|text| has_text(text))
+                .collect::<Vec<_>>()
+                .join("\n\n")
+                .into();
+            if let Some(more) = next.get("images").and_then(Value::as_array) {
+                let images = last.get("images").and_then(Value::as_array);
+                let all = images.into_iter().flatten().chain(more).cloned();
+                last["images"] = all.collect();
+            }
+        }
+        _ => messages.push(next),
     }
 }
 

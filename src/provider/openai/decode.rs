@@ -3,12 +3,15 @@
 //! What completes an answer is `finish_reason`, not `[DONE]`: some servers skip the latter, and a `[DONE]` without a
 //! `finish_reason` is a truncated answer. Usage comes after the finish, in a chunk with empty `choices`.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::wire::{Completion, Delta, Function, ToolCallDelta};
+use super::{
+    opaque::Collector,
+    wire::{Completion, Delta, Function, ToolCallDelta},
+};
 use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
     provider::{
@@ -28,6 +31,7 @@ pub(in crate::provider) struct OpenAiDecoder {
     /// More came after the finish.
     went_on: bool,
     usage: Usage,
+    opaque: Collector,
 }
 
 /// A call under way: how the wire names it.
@@ -42,6 +46,7 @@ impl Decoder for OpenAiDecoder {
             return Ok(Progress::Over);
         }
         self.completion(parse(frame.data)?, out)?;
+        self.collect_opaque(frame.data)?;
         Ok(if self.finish.is_some() {
             Progress::Finishing
         } else {
@@ -67,6 +72,7 @@ impl Decoder for OpenAiDecoder {
                 return Err(ProviderError::new(Kind::Reported, detail));
             }
         };
+        out.extend(self.opaque.finish(!self.calls.is_empty()).map(Chunk::Carry));
         out.push(Chunk::Finish {
             reason: FinishReason { kind, raw: Some(raw) },
             usage: std::mem::take(&mut self.usage),
@@ -80,6 +86,27 @@ impl Decoder for OpenAiDecoder {
 }
 
 impl OpenAiDecoder {
+    /// A decoder of an answer of this provider's.
+    pub(in crate::provider) fn new(provider: Arc<str>) -> Self {
+        Self {
+            opaque: Collector::new(provider),
+            ..Self::default()
+        }
+    }
+
+    /// Collects the members that are not of this dialect; the calls have been read by then.
+    fn collect_opaque(&mut self, event: &str) -> Result<(), ProviderError> {
+        let calls = &self.calls;
+        self.opaque.read(event, |index, id| {
+            let by_id = id.and_then(|id| calls.iter().rposition(|call| call.id.as_deref() == Some(id)));
+            let by_index = || {
+                let index = index?;
+                calls.iter().rposition(|call| call.index.map(u64::from) == Some(index))
+            };
+            by_id.or_else(by_index).or_else(|| calls.len().checked_sub(1))
+        })
+    }
+
     fn completion(&mut self, completion: Completion<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         if let Some(error) = completion.error {
             return Err(reported(&serde_json::from_str(error.get()).unwrap_or(Value::Null)));
@@ -203,12 +230,12 @@ impl OpenAiDecoder {
 }
 
 /// A stream was asked for, and a whole answer came.
-pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(mut decoder: OpenAiDecoder, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
     let text = std::str::from_utf8(body).map_err(|e| ProviderError::new(Kind::Protocol, e.to_string()))?;
     let completion = parse(text)?;
     let mut out = Vec::new();
-    let mut decoder = OpenAiDecoder::default();
     decoder.completion(completion, &mut out)?;
+    decoder.collect_opaque(text)?;
     decoder
         .end(&mut out)
         .map_err(|_| ProviderError::new(Kind::Protocol, "JSON that is not an answer"))?;

@@ -17,17 +17,51 @@ use crate::chat::{ChatRequest, Chunk, ResponseFormat};
 
 mod decode;
 mod encode;
+mod opaque;
+pub(in crate::provider) mod server;
+#[cfg(test)]
+mod strict_tests;
 mod wire;
 
 pub(in crate::provider) use decode::{OpenAiDecoder, reported};
+pub use server::MaxTokensField;
+use server::Server;
 
-/// The dialect.
-#[derive(Clone, Copy, Debug)]
-pub struct OpenAi;
+/// The dialect, as one provider speaks it.
+#[derive(Clone, Debug, Default)]
+pub struct OpenAi {
+    /// The configured provider: what it wants back goes to nobody else.
+    provider: Arc<str>,
+    server: Server,
+}
+
+impl OpenAi {
+    /// The dialect as the server of these settings speaks it.
+    pub(in crate::provider) fn of(settings: &ProviderSettings) -> Self {
+        Self {
+            provider: settings.name.as_str().into(),
+            server: Server::of(settings),
+        }
+    }
+
+    /// The dialect as such a server speaks it.
+    pub(in crate::provider) fn at(server: Server) -> Self {
+        Self {
+            provider: Arc::default(),
+            server,
+        }
+    }
+
+    /// A decoder for one answer.
+    pub(in crate::provider) fn own_decoder(&self) -> OpenAiDecoder {
+        OpenAiDecoder::new(self.provider.clone())
+    }
+}
 
 /// A provider that speaks it.
 pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, ProviderError> {
-    Ok(Arc::new(HttpProvider::new(OpenAi, Credentials::Bearer, settings)?))
+    let dialect = OpenAi::of(&settings);
+    Ok(Arc::new(HttpProvider::new(dialect, Credentials::Bearer, settings)?))
 }
 
 impl Dialect for OpenAi {
@@ -45,15 +79,15 @@ impl Dialect for OpenAi {
     }
 
     fn encode(&self, request: &ChatRequest) -> Result<Call, ProviderError> {
-        encode::call(request)
+        encode::call(request, &self.provider, &self.server)
     }
 
     fn decoder(&self) -> Box<dyn Decoder> {
-        Box::<decode::OpenAiDecoder>::default()
+        Box::new(self.own_decoder())
     }
 
     fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        decode::whole(body)
+        decode::whole(self.own_decoder(), body)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {

@@ -10,13 +10,17 @@ use crate::{
     chat::{ChatRequest, Message, ResponseFormat, Role, ToolCall, ToolChoice},
     provider::{
         ProviderError, Unsupported,
+        call_ids::{CallIds, IdForm},
         dialect::{Call, OPENAI_BOUNDS, is_of_object, is_strict},
         error::Kind,
+        history::{self, has_text},
     },
 };
 
 /// The least `max_output_tokens` that is taken.
 const MIN_OUTPUT_TOKENS: u64 = 16;
+/// The longest id of a call that is taken, in characters.
+const MAX_CALL_ID: usize = 64;
 
 /// What has no place on this wire.
 pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
@@ -51,21 +55,23 @@ pub(super) fn call(request: &ChatRequest, provider: &str) -> Result<Call, Provid
 fn body(request: &ChatRequest, provider: &str) -> Value {
     // A model that does not reason refuses both reasoning and the question for it.
     let from = reasons(&request.model).then_some(provider);
+    let mut ids = CallIds::new(IdForm::Short(MAX_CALL_ID));
     let mut input: Vec<Value> = Vec::with_capacity(request.messages.len());
     for message in &request.messages {
         match message.role {
-            Role::User => input.push(user(message)),
-            Role::Assistant => assistant(message, from, &mut input),
-            Role::Tool => input.push(json!({
-                "type": "function_call_output", "call_id": message.tool_call_id, "output": message.content,
-            })),
+            Role::User => question(message, &mut input),
+            Role::Assistant => assistant(message, from, &mut ids, &mut input),
+            Role::Tool => {
+                let id = ids.of_result(message.tool_call_id.as_deref().unwrap_or(""));
+                input.push(json!({"type": "function_call_output", "call_id": id, "output": message.content}));
+            }
         }
     }
 
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
     put("model", json!(request.model));
-    if let Some(instructions) = &request.instructions {
+    if let Some(instructions) = request.instructions.as_deref().filter(|text| has_text(text)) {
         put("instructions", json!(instructions));
     }
     put("input", Value::Array(input));
@@ -87,16 +93,17 @@ fn body(request: &ChatRequest, provider: &str) -> Value {
     if let Some(effort) = &settings.reasoning_effort {
         put("reasoning", json!({"effort": effort, "summary": "auto"}));
     }
-    if !request.tools.is_empty() {
+    let (tools, choice) = history::tools(request);
+    if !tools.is_empty() {
         // Without the flag a schema is taken as strict here, and refused if it is not.
-        let tools = request.tools.iter().map(|tool| {
+        let tools = tools.iter().map(|tool| {
             json!({
                 "type": "function", "name": tool.name, "description": tool.description,
                 "parameters": tool.parameters, "strict": false,
             })
         });
         put("tools", tools.collect());
-        match &request.tool_choice {
+        match choice {
             ToolChoice::Auto => {}
             ToolChoice::None => drop(put("tool_choice", json!("none"))),
             ToolChoice::Required => drop(put("tool_choice", json!("required"))),
@@ -125,22 +132,34 @@ fn reasons(model: &str) -> bool {
         .any(|family| name.starts_with(family))
 }
 
-fn user(message: &Message) -> Value {
-    if message.attachments.is_empty() {
-        return json!({"role": "user", "content": message.content});
-    }
-    let mut parts = vec![json!({"type": "input_text", "text": message.content})];
-    parts.extend(message.attachments.iter().map(|image| {
+/// A question, added to the last item where that is one too, because templates of compatible servers
+/// want user and assistant to alternate.
+fn question(message: &Message, input: &mut Vec<Value>) {
+    let text = Some(&*message.content).filter(|text| has_text(text));
+    let images = message.attachments.iter().map(|image| {
         let url = format!("data:{};base64,{}", image.media_type, image.data);
         json!({"type": "input_image", "image_url": url})
-    }));
-    json!({"role": "user", "content": parts})
+    });
+    let content = match (text, message.attachments.is_empty()) {
+        (None, true) => return,
+        (Some(text), true) => json!(text),
+        (text, false) => {
+            let text = text.map(|text| json!({"type": "input_text", "text": text}));
+            text.into_iter().chain(images).collect()
+        }
+    };
+    match input.last_mut() {
+        Some(last) if last["role"] == "user" => {
+            last["content"] = history::joined(last["content"].take(), content, "input_text");
+        }
+        _ => input.push(json!({"role": "user", "content": content})),
+    }
 }
 
 /// An answer as the items that it was; without a layout of this provider's, its text and then its calls.
-fn assistant(message: &Message, from: Option<&str>, input: &mut Vec<Value>) {
+fn assistant<'a>(message: &'a Message, from: Option<&str>, ids: &mut CallIds<'a>, input: &mut Vec<Value>) {
     let layout = from.and_then(|provider| layout(message, provider)).unwrap_or_default();
-    let mut text = Some(&*message.content).filter(|text| !text.is_empty());
+    let mut text = Some(&*message.content).filter(|text| has_text(text));
     let mut calls = message.tool_calls.iter().map(Some).collect::<Vec<_>>();
     let mut places = pieces(&message.content, layout);
     // Whatever the layout does not know of comes at the end.
@@ -159,14 +178,13 @@ fn assistant(message: &Message, from: Option<&str>, input: &mut Vec<Value>) {
             Piece::Call(index) => {
                 if let Some(call) = calls.get_mut(index).and_then(Option::take) {
                     input.append(&mut waiting);
-                    input.push(asked(call));
+                    input.push(asked(call, ids));
                 }
             }
             Piece::Rest => {
                 let words = text.take().map(|words| said(words, None));
-                let rest = words
-                    .into_iter()
-                    .chain(calls.iter_mut().filter_map(Option::take).map(asked));
+                let calls = calls.iter_mut().filter_map(Option::take).map(|call| asked(call, ids));
+                let rest = words.into_iter().chain(calls);
                 for item in rest {
                     input.append(&mut waiting);
                     input.push(item);
@@ -229,16 +247,17 @@ fn layout(message: &Message, provider: &str) -> Option<Vec<Place>> {
 }
 
 fn said(words: &str, phase: Option<String>) -> Value {
-    let mut item = json!({"role": "assistant", "content": [{"type": "output_text", "text": words}]});
+    // OpenAI's server takes the item without its type; others do not.
+    let mut item = json!({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": words}]});
     if let Some(phase) = phase {
         item["phase"] = phase.into();
     }
     item
 }
 
-fn asked(call: &ToolCall) -> Value {
+fn asked<'a>(call: &'a ToolCall, ids: &mut CallIds<'a>) -> Value {
     let arguments = Value::Object(call.arguments.clone()).to_string();
-    json!({"type": "function_call", "call_id": call.id, "name": call.name, "arguments": arguments})
+    json!({"type": "function_call", "call_id": ids.of_call(&call.id), "name": call.name, "arguments": arguments})
 }
 
 #[cfg(test)]
@@ -283,11 +302,11 @@ mod tests {
     /// The items of an answer, in a word each.
     fn written(message: &Message, from: Option<&str>) -> Vec<String> {
         let mut input = Vec::new();
-        assistant(message, from, &mut input);
+        assistant(message, from, &mut CallIds::new(IdForm::Short(MAX_CALL_ID)), &mut input);
         let word = |item: &Value| match (item["type"].as_str(), item["content"][0]["text"].as_str()) {
             (Some("reasoning"), _) => item["id"].as_str().unwrap().to_owned(),
-            (Some(_), _) => item["call_id"].as_str().unwrap().to_owned(),
-            (None, text) => format!("{} {}", text.unwrap(), item["phase"].as_str().unwrap_or(""))
+            (Some("function_call"), _) => item["call_id"].as_str().unwrap().to_owned(),
+            (_, text) => format!("{} {}", text.unwrap(), item["phase"].as_str().unwrap_or(""))
                 .trim()
                 .to_owned(),
         };

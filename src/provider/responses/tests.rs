@@ -370,7 +370,7 @@ fn reasoning_is_handed_back_in_front_of_what_it_led_to() {
         input("here"),
         json!([
             reasoning("rs_1"),
-            {"role": "assistant", "content": said, "phase": "commentary"},
+            {"type": "message", "role": "assistant", "content": said, "phase": "commentary"},
             reasoning("rs_2"),
             call("a"),
             call("b"),
@@ -378,7 +378,7 @@ fn reasoning_is_handed_back_in_front_of_what_it_led_to() {
     );
     assert_eq!(
         input("elsewhere"),
-        json!([{"role": "assistant", "content": said}, call("a"), call("b")])
+        json!([{"type": "message", "role": "assistant", "content": said}, call("a"), call("b")])
     );
 }
 

@@ -40,7 +40,7 @@ fn told(dialect: Dialect, results: &[String; 3]) -> [Vec<Value>; 5] {
                 json!({"type": "function_call", "call_id": id, "name": "weather", "arguments": arguments})
             };
             let result = |id: &str, text: &str| json!({"type": "function_call_output", "call_id": id, "output": text});
-            let words = |text: &str| json!({"role": "assistant", "content": [{"type": "output_text", "text": text}]});
+            let words = |text: &str| json!({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]});
             [
                 said("user", "Weather?"),
                 vec![

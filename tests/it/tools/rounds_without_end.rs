@@ -24,11 +24,18 @@ async fn after_the_last_round_the_model_is_asked_once_more_without_tools() {
             assert_eq!(response["rounds"], limit + 1);
             assert_eq!((model.calls(), tools.calls()), (limit + 1, limit), "{dialect:?}");
             let last = &model.requests()[limit].json;
-            // Anthropic wants every tool of the conversation declared; that none may be called is said there.
-            match dialect == Dialect::Anthropic && limit > 0 {
-                true => assert_eq!(last["tool_choice"], json!({"type": "none"})),
-                false => assert_eq!(dialect.tools(last), [""; 0], "{dialect:?}"),
-            }
+            // Many servers want every tool of the conversation declared; that none may be called is said there.
+            let none = match dialect {
+                _ if limit == 0 => json!(null),
+                Dialect::Anthropic => json!({"type": "none"}),
+                Dialect::Gemini => json!({"functionCallingConfig": {"mode": "NONE"}}),
+                Dialect::Ollama => json!(null), // it has no such word
+                _ => json!("none"),
+            };
+            let choice = last.get("toolConfig").unwrap_or(&last["tool_choice"]);
+            assert_eq!(*choice, none, "{dialect:?}");
+            let declared: &[&str] = if none.is_null() { &[] } else { &["weather"] };
+            assert_eq!(dialect.tools(last), declared, "{dialect:?}");
         }
     }
 }

@@ -77,11 +77,11 @@ pub(crate) fn frames(bytes: &[u8]) {
 pub(crate) fn dialects() -> Vec<Box<dyn Dialect>> {
     use sluicegate::provider::{anthropic, azure, gemini, groq, ollama, openai, responses};
     vec![
-        Box::new(openai::OpenAi),
+        Box::new(openai::OpenAi::default()),
         Box::new(responses::Responses::of("p")),
-        Box::new(anthropic::Anthropic),
+        Box::new(anthropic::Anthropic::default()),
         Box::new(gemini::Gemini),
-        Box::new(groq::Groq),
+        Box::new(groq::Groq::default()),
         Box::new(ollama::Ollama),
         Box::new(azure::Azure::default()),
     ]
