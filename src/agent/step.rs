@@ -280,8 +280,14 @@ fn finish(turn: &mut Turn, kit: &Kit<'_>, ear: &mut impl Listener) -> Result<(),
             last: Some(at) == last,
         }));
     }
-    for Asked { call, .. } in asked.iter().filter(|a| !a.parsed) {
-        let why = "The arguments were not a JSON object; nothing was called.".to_owned();
+    for Asked { call, oversized, .. } in asked.iter().filter(|a| !a.parsed) {
+        let why = match oversized {
+            Some(integer) => format!(
+                "The arguments hold the integer {integer}, which does not fit into 64 bits; nothing was called. Pass \
+                 such a number as a string if the tool takes one."
+            ),
+            None => "The arguments were not a JSON object; nothing was called.".to_owned(),
+        };
         refuse(turn, kit, call, (ARGS_INVALID, why), &mut events);
     }
     ear.hear(&mut events);

@@ -6,7 +6,7 @@ use std::{collections::HashMap, iter::repeat_n};
 
 use serde_json::{Map, Value};
 
-use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage, message::held};
+use super::{Carry, Chunk, FinishKind, FinishReason, ToolCall, Usage, message::held, number::oversized_integer};
 
 /// What a call weighs beside what is in it, in bytes: it is kept, answered and told, however little it says.
 const CALL: usize = 64;
@@ -39,8 +39,10 @@ struct Draft {
 pub struct Asked {
     /// The call; without arguments where they could not be parsed.
     pub call: ToolCall,
-    /// Whether its arguments were a JSON object.
+    /// Whether its arguments were a JSON object that can be read without loss.
     pub parsed: bool,
+    /// An integer among the arguments that does not fit into 64 bits, where that is the reason.
+    pub oversized: Option<String>,
 }
 
 impl Round {
@@ -121,7 +123,9 @@ impl Draft {
     /// No arguments, `""`, `null` and `{}` all mean none.
     fn parse(self) -> Asked {
         let text = self.arguments.trim();
+        let oversized = oversized_integer(text);
         let arguments = match text {
+            _ if oversized.is_some() => None,
             "" => Some(Map::new()),
             text => match serde_json::from_str(text) {
                 Ok(Value::Object(map)) => Some(map),
@@ -137,6 +141,7 @@ impl Draft {
                 arguments: arguments.unwrap_or_default(),
             },
             parsed,
+            oversized,
         }
     }
 }
@@ -209,6 +214,17 @@ mod tests {
             let asked = &round(wrong, FinishKind::ToolCalls)[0];
             assert!(!asked.parsed && asked.call.arguments.is_empty(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn an_integer_beyond_64_bits_is_no_argument() {
+        let pieces = ["{\"a\":[12345678901234", "567890123456],\"b\":1}"];
+        let asked = &round(&pieces, FinishKind::ToolCalls)[0];
+        assert!(!asked.parsed && asked.call.arguments.is_empty());
+        assert_eq!(asked.oversized.as_deref(), Some("12345678901234567890123456"));
+        let fits = &round(&["{\"a\":18446744073709551615,\"b\":1e30}"], FinishKind::ToolCalls)[0];
+        assert!(fits.parsed && fits.oversized.is_none());
+        assert_eq!(fits.call.arguments["a"], u64::MAX);
     }
 
     #[test]

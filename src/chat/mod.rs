@@ -11,6 +11,7 @@ pub mod fold;
 pub mod history;
 pub mod id;
 pub mod message;
+pub mod number;
 pub mod request;
 pub mod usage;
 

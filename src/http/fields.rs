@@ -179,6 +179,18 @@ pub fn no_nul(field: &str, text: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a value holds a float at which integers are no longer exact: the digits that a client sent
+/// for it may be lost.
+#[must_use]
+pub fn has_rounded_integer(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.is_f64() && number.as_f64().is_some_and(|n| n.abs() >= i64::MAX as f64),
+        Value::Array(all) => all.iter().any(has_rounded_integer),
+        Value::Object(all) => all.values().any(has_rounded_integer),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -195,6 +207,13 @@ mod tests {
         assert_eq!(canonical(again), expected);
         let other = json!({"z": [{"c": 1, "d": 2}], "message": "Hi", "a": {"y": null, "x": true}});
         assert_ne!(canonical(other), expected);
+    }
+
+    #[test]
+    fn integers_that_lost_their_digits_are_found_at_any_depth() {
+        let read = |json: &str| has_rounded_integer(&serde_json::from_str(json).unwrap());
+        assert!(read(r#"{"a":[1,{"b":123456789012345678901234}]}"#) && read("-9223372036854775809"));
+        assert!(!read(r#"{"a":[18446744073709551615,-9223372036854775808,1.5,"1e30"]}"#));
     }
 
     #[test]

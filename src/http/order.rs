@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     auth::{Caller, keys},
-    fields::{Fields, no_nul},
+    fields::{Fields, has_rounded_integer, no_nul},
     format::sse::Data,
 };
 use crate::{
@@ -420,6 +420,10 @@ fn context(fields: &mut Fields) -> Result<Option<Map<String, Value>>, Error> {
                     "context",
                     "holds a character U+0000",
                 ));
+            }
+            if context.values().any(has_rounded_integer) {
+                let what = "holds an integer that does not fit into 64 bits; send it as a string";
+                return Err(fields.invalid("context", what));
             }
             Ok(Some(context))
         }

@@ -3,10 +3,13 @@
 //! Source: docs.cloud.google.com/vertex-ai/generative-ai/docs/multimodal/function-calling, "Streaming function call
 //! arguments" (2026-11). We do not ask for them, but a proxy in between might.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::wire::PartialArg;
-use crate::provider::{ProviderError, error::Kind};
+use crate::{
+    chat::number::oversized_integer,
+    provider::{ProviderError, error::Kind},
+};
 
 /// The most bytes of arguments that are kept.
 const MAX_SIZE: usize = 4 << 20;
@@ -19,11 +22,14 @@ pub(super) struct Streamed {
     pub(super) index: usize,
     arguments: Value,
     size: usize,
+    /// An integer that does not fit into 64 bits: a [`Value`] cannot hold its digits.
+    oversized: Option<String>,
 }
 
 impl Streamed {
     /// A call, and what arguments it came with.
     pub(super) fn new(index: usize, arguments: Option<&str>) -> Self {
+        let oversized = arguments.and_then(oversized_integer);
         let arguments = arguments.and_then(|text| serde_json::from_str(text).ok());
         let arguments = arguments
             .filter(Value::is_object)
@@ -32,12 +38,17 @@ impl Streamed {
             index,
             arguments,
             size: 0,
+            oversized,
         }
     }
 
-    /// The arguments so far, as JSON text.
+    /// The arguments so far, as JSON text; only the integer where one cannot be held, because the
+    /// call is refused for it and the refusal names it.
     pub(super) fn arguments(&self) -> String {
-        self.arguments.to_string()
+        match &self.oversized {
+            Some(integer) => integer.clone(),
+            None => self.arguments.to_string(),
+        }
     }
 
     /// Takes one value: a piece of a string goes on with what is there.
@@ -55,7 +66,12 @@ impl Streamed {
                 Value::String(text) => text.push_str(&more),
                 place => *place = Value::String(more.into_owned()),
             },
-            (None, Some(number), _) => *place = Value::Number(number),
+            (None, Some(number), _) => {
+                self.oversized = self.oversized.take().or_else(|| oversized_integer(number.get()));
+                let number: Number =
+                    serde_json::from_str(number.get()).map_err(|_| wrong("a numberValue that is none"))?;
+                *place = Value::Number(number);
+            }
             (None, None, Some(truth)) => *place = Value::Bool(truth),
             (None, None, None) => {} // a place that was made is null already
         }
@@ -152,6 +168,15 @@ mod tests {
         ]);
         let expected = serde_json::json!({"a": "x\"y", "b": {"c": [{"d": 2}, true]}, "e f": null, "g": "z"});
         assert_eq!(serde_json::from_str::<Value>(&folded.unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_integer_that_cannot_be_held_is_all_that_is_left() {
+        let part = r#"{"jsonPath":"$.a","numberValue":123456789012345678901234}"#;
+        let more = r#"{"jsonPath":"$.b","stringValue":"x"}"#;
+        assert_eq!(fold(&[part, more]).unwrap(), "123456789012345678901234");
+        let begun = Streamed::new(0, Some(r#"{"a":123456789012345678901234}"#));
+        assert_eq!(begun.arguments(), "123456789012345678901234");
     }
 
     #[test]

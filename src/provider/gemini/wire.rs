@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Number, value::RawValue};
+use serde_json::value::RawValue;
 
 /// `GenerateContentResponse`: an event of the stream, an element of the array that comes without `alt=sse`, or the whole.
 #[derive(Deserialize)]
@@ -102,8 +102,8 @@ pub(super) struct PartialArg<'a> {
     pub(super) json_path: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) string_value: Option<Cow<'a, str>>,
-    #[serde(default)]
-    pub(super) number_value: Option<Number>,
+    #[serde(borrow, default)]
+    pub(super) number_value: Option<&'a RawValue>,
     #[serde(default)]
     pub(super) bool_value: Option<bool>,
 }

@@ -58,6 +58,10 @@ async fn a_call_that_cannot_be_made_gets_an_error_and_the_run_goes_on() {
         untold("more than JSON", ("c1", "weather", r#"{"city":"Oslo"}}"#)),
         untold("a list", ("c1", "weather", r#"["Oslo"]"#)),
         untold("a text", ("c1", "weather", r#""Oslo""#)),
+        untold(
+            "an integer beyond 64 bits",
+            ("c1", "weather", r#"{"city":"Oslo","id":123456789012345678901234}"#),
+        ),
         Row {
             what: "ids twice",
             calls: vec![("c1", "weather", oslo), ("c1", "weather", r#"{"city":"Paris"}"#)],
