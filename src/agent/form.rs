@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::{
-    chat::{ChatRequest, ResponseFormat},
+    chat::{ChatRequest, ResponseFormat, number::oversized_integer},
     error::{Error, ErrorCode},
     provider::{Provider, Unsupported},
     schema::{CHECKING, COMPILING, Recursion, Schema},
@@ -97,9 +97,30 @@ impl Form {
     }
 }
 
-/// The JSON in an answer.
+/// The JSON in an answer: all of the answer, or all but what models put around it.
 fn parsed(text: &str) -> Result<Value, String> {
-    serde_json::from_str(bare(text)).map_err(|e| format!("it is not JSON: {e}"))
+    let text = text.trim();
+    let direct = json(text);
+    if direct.is_ok() {
+        return direct;
+    }
+    let Some(answer) = past_thinking(text) else {
+        return direct;
+    };
+    match fenced(answer) {
+        Some(block) => json(block),
+        None if answer.len() < text.len() => json(answer),
+        None => direct,
+    }
+}
+
+/// One JSON value. An integer whose digits would be lost makes it none.
+fn json(text: &str) -> Result<Value, String> {
+    let value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
+    match oversized_integer(text) {
+        Some(integer) => Err(format!("the integer {integer} does not fit into 64 bits")),
+        None => Ok(value),
+    }
 }
 
 /// A value, if it fits.
@@ -112,15 +133,45 @@ fn fitting(schema: Option<&Schema>, value: Value) -> Result<Value, String> {
     Ok(value)
 }
 
-/// The JSON in an answer: all of it, or what stands in its one block of code, as models put it that are asked in words.
-fn bare(text: &str) -> &str {
-    let text = text.trim();
-    let fenced = text.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
-    let inside = fenced.and_then(|block| block.split_once('\n'));
-    match inside {
-        Some((language, body)) if language.trim().chars().all(char::is_alphanumeric) => body.trim(),
-        _ => text,
+/// An answer without the thinking that some servers leave at its beginning. A chat template can have
+/// written the opening tag already, so a closing one alone ends thinking too. `None` if thinking does
+/// not end, because what looks like data in it is none.
+fn past_thinking(text: &str) -> Option<&str> {
+    let mut rest = text;
+    for tag in ["think", "thinking", "thought", "reasoning"] {
+        let (opening, closing) = (format!("<{tag}>"), format!("</{tag}>"));
+        while !rest.starts_with(['{', '[', '`'])
+            && let Some((before, after)) = rest.split_once(&closing)
+            && (before.starts_with(&opening) || !before.contains(&opening))
+        {
+            rest = after.trim_start();
+        }
+        if rest.starts_with(&opening) {
+            return None;
+        }
     }
+    Some(rest)
+}
+
+/// What stands in the one fenced block of a text. There is no guess among several.
+fn fenced(text: &str) -> Option<&str> {
+    const FENCE: &str = "```";
+    let whole = text.strip_prefix(FENCE).and_then(|rest| rest.strip_suffix(FENCE));
+    let mut at = 0;
+    let lines = text.split_inclusive('\n').map(|line| {
+        at += line.len();
+        (at - line.len(), line)
+    });
+    let fences: Vec<_> = lines.filter(|(_, line)| line.trim_start().starts_with(FENCE)).collect();
+    let (opening, end) = match (whole, fences.as_slice()) {
+        (Some(_), [opening] | [opening, _]) => (opening, text.len() - FENCE.len()),
+        (None, [opening, (end, closing)]) if closing.trim() == FENCE => (opening, *end),
+        _ => return None,
+    };
+    let language = opening.1.trim().strip_prefix(FENCE)?;
+    let plain = language.trim().chars().all(char::is_alphanumeric);
+    let body = text.get(opening.0 + opening.1.len()..end)?;
+    plain.then_some(body.trim())
 }
 
 /// The request as this provider can be asked it: the form in words where its wire has no place for it.
@@ -204,6 +255,14 @@ mod tests {
             " \n{\"n\": 1}\n",
             "```json\n{\"n\":1}\n```",
             "```\n{\"n\":1}```",
+            "<think>One, says {\"n\": 2}.\n</think>\n\n{\"n\":1}",
+            "<think></think>{\"n\":1}",
+            "<think>\n\n</think>\n```json\n{\"n\":1}\n```",
+            "<thinking>a</thinking><thinking>b</thinking> {\"n\":1}",
+            "One it is.\n</think>\n{\"n\":1}",
+            "Here it is:\n\n```json\n{\"n\":1}\n```\nAnything else?",
+            "Here it is:\n  ```\n{\n\"n\":1}\n  ```",
+            "<think>Hm</think>Sure!\n```json\n{\"n\":1}\n```",
         ] {
             assert_eq!(form.read(fine).await, Ok(json!({"n": 1})), "{fine}");
         }
@@ -217,12 +276,33 @@ mod tests {
             "[1]",
             "```json\n{\"n\":1}",
             "{}",
+            "<think>{\"n\":1}",
+            "<think>\n{\"n\":1}\n",
+            "<think>Hm</think>",
+            "<think>```json\n{\"n\":1}\n```",
+            "<think>\n```json\n{\"n\":1}\n```",
+            "<think>Hm</think>It is {\"n\":1}",
+            "```json\n{\"n\":1}\n```\nor\n```json\n{\"n\":2}\n```",
+            "```json\n{\"n\":1}\n```\n```json\n{\"n\":1}\n```",
+            "{\"n\":123456789012345678901234}",
         ] {
             assert!(form.read(wrong).await.is_err(), "{wrong}");
         }
         let any = Form::new(&ResponseFormat::JsonObject).unwrap().unwrap();
         assert_eq!(any.read("{}").await, Ok(json!({})));
         assert!(any.read("[]").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn tags_and_fences_inside_of_data_are_data() {
+        let any = Form::new(&ResponseFormat::JsonObject).unwrap().unwrap();
+        for text in ["<think>a</think>{}", "```json\n{}\n```", "a\n```\nb"] {
+            let data = json!({ "text": text });
+            assert_eq!(any.read(&data.to_string()).await, Ok(data.clone()));
+            let fenced = format!("```json\n{data}\n```");
+            assert_eq!(any.read(&fenced).await, Ok(data.clone()));
+            assert_eq!(any.read(&format!("So:\n{fenced}\n")).await, Ok(data));
+        }
     }
 
     #[test]
