@@ -8,9 +8,13 @@ use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 
 mod aside;
+mod object;
+mod pattern;
 mod weight;
 
 pub use aside::{Aside, CHECKING, COMPILING, Place};
+pub use object::widened;
+pub use pattern::{drop_all_patterns, drop_unchecked_patterns};
 use weight::{Weight, size, survey};
 
 /// How large a schema may be, in bytes of JSON.

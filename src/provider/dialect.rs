@@ -152,9 +152,10 @@ pub(super) fn is_strict(schema: &Value, bounds: &[&str]) -> bool {
     typed && closed && (!is("array") || fields.contains_key("items")) && fields.iter().all(known)
 }
 
-/// Whether a schema is of an object: no other can be asked for on OpenAI's wires.
+/// Whether a schema is of an object, without alternatives at its root: no other can be asked for on OpenAI's wires.
 pub(super) fn is_of_object(schema: &Value) -> bool {
-    schema.get("type").is_some_and(|kind| kind == "object")
+    const REFUSED: [&str; 7] = ["anyOf", "oneOf", "allOf", "not", "enum", "const", "$ref"];
+    schema.get("type").is_some_and(|kind| kind == "object") && !REFUSED.iter().any(|word| schema.get(word).is_some())
 }
 
 /// A word of theirs as it may stand in the log: letters, as types and reasons have them. Anything else may be a key of ours,

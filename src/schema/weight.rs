@@ -25,7 +25,7 @@ const HASHED: usize = 100;
 const MATCHED: usize = 1000;
 
 /// Keywords that hold schemas by name.
-const NAMED: [&str; 6] = [
+pub(super) const NAMED: [&str; 6] = [
     "properties",
     "patternProperties",
     "$defs",
@@ -324,7 +324,7 @@ fn compared(data: &Value) -> Weight {
 
 /// How many places there are in a pattern. Refuses one that is not plainly cheap: what a linear engine cannot read, and
 /// repetitions of repetitions.
-fn tame(pattern: &str) -> Result<usize, String> {
+pub(super) fn tame(pattern: &str) -> Result<usize, String> {
     use regex_syntax::hir::{Hir, HirKind};
     fn nested(hir: &Hir, inside: bool) -> bool {
         match hir.kind() {
@@ -355,7 +355,10 @@ fn tame(pattern: &str) -> Result<usize, String> {
     match parsed {
         Ok(hir) if !nested(&hir, false) => Ok(places(&hir).max(1)),
         Ok(_) => Err(format!("the pattern {name} repeats a repetition")),
-        Err(_) => Err(format!("the pattern {name} is not one that takes linear time")),
+        Err(_) => Err(format!(
+            "the pattern {name} is not one that takes linear time: look-around, back-references and classes such as \
+             [\\w-.] are not taken"
+        )),
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     secrets::{Secrets, is_secret},
     template::{Address, Body, Kind, Parameters, Values},
 };
-use crate::chat::ToolDefinition;
+use crate::{chat::ToolDefinition, schema::widened};
 
 /// For a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -136,14 +136,15 @@ impl HttpTool {
         }
         let parameters = match parameters {
             Value::Null => json!({"type": "object", "properties": {}, "additionalProperties": false}),
-            schema if schema.get("type") == Some(&json!("object")) => schema,
-            _ => return Err("parameters: must be a JSON Schema with type \"object\"".into()),
+            schema => schema,
         };
+        let widened = widened(&parameters)
+            .map_err(|why| format!("parameters: must be a JSON Schema with type \"object\": {why}"))?;
         let methods = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
         let method = methods
             .into_iter()
             .find(|known| known.as_str().eq_ignore_ascii_case(&method));
-        let known = Parameters(&parameters);
+        let known = Parameters(&widened);
         let address = Address::parse(&url, &known).map_err(|e| format!("url: {e}"))?;
         let mut headers = header_map(headers).map_err(|e| format!("headers: {e}"))?;
         let secrets = secrets(&headers, &url);

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     chat::{RunId, ToolDefinition},
-    schema::{CHECKING, Recursion, Schema},
+    schema::{self, CHECKING, Recursion, Schema},
 };
 
 mod answer;
@@ -37,6 +37,8 @@ pub use secrets::is_secret;
 
 /// How long the gateway's start waits for MCP servers.
 const LISTING: Duration = Duration::from_secs(5);
+/// How many patterns that cannot be checked are logged of a tool.
+const MAX_LOGGED: usize = 5;
 
 /// Something that a model can call.
 pub trait Tool: Send + Sync {
@@ -136,13 +138,32 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// A tool with its schema.
+    /// A tool with its schema. The model gets a schema that every provider takes; arguments are
+    /// checked against the whole one, but for patterns that cannot be checked.
     ///
     /// # Errors
     /// What is wrong with the schema.
     pub fn new(tool: Arc<dyn Tool>, origin: Option<Arc<str>>) -> Result<Self, String> {
-        let definition = tool.definition().clone();
-        let schema = Schema::compile(&definition.parameters, Recursion::Allowed)?;
+        let mut definition = tool.definition().clone();
+        let parameters = &mut definition.parameters;
+        let mut dropped = schema::drop_unchecked_patterns(parameters);
+        let schema = Schema::compile(parameters, Recursion::Allowed).or_else(|why| {
+            let more = schema::drop_all_patterns(parameters);
+            if more.is_empty() {
+                return Err(why);
+            }
+            dropped.extend(more);
+            Schema::compile(parameters, Recursion::Allowed)
+        })?;
+        if !dropped.is_empty() {
+            tracing::warn!(
+                tool = definition.name,
+                server = origin.as_deref(),
+                patterns = ?dropped.iter().take(MAX_LOGGED).collect::<Vec<_>>(),
+                "tool has patterns that cannot be checked; they are neither checked nor sent to models"
+            );
+        }
+        definition.parameters = schema::widened(parameters)?;
         Ok(Self {
             definition,
             origin,

@@ -130,8 +130,10 @@ mod asking {
             (Dialect::Ollama, &object, InBoth(json!("json"))),
         ];
         let any = schema(json!({"anyOf": [closed(), {"type": "null"}]}));
+        let parts = schema(json!({"type": "object", "allOf": [closed()]}));
         for dialect in [Dialect::OpenAi, Dialect::Azure, Dialect::Responses] {
             rows.push((dialect, &any, InWords)); // they take schemas of objects only
+            rows.push((dialect, &parts, InWords)); // and none with alternatives at the root
         }
         for dialect in [Dialect::OpenAi, Dialect::Azure] {
             rows.push((dialect, &strict, Natively(chat(closed(), true))));

@@ -115,22 +115,16 @@ impl Listed {
     }
 
     /// What a model is told of it.
-    fn definition(self, secrets: &Secrets) -> Result<ToolDefinition, String> {
-        let mut parameters = self.input_schema;
-        let kind = parameters.entry("type").or_insert_with(|| json!("object"));
-        if kind != "object" {
-            return Err("its arguments are no object".into());
-        }
-        parameters.entry("properties").or_insert_with(|| json!({}));
+    fn definition(self, secrets: &Secrets) -> ToolDefinition {
         let mut description = secrets.hide(self.description.unwrap_or_default());
         if let Some((cut, _)) = description.char_indices().nth(MAX_DESCRIPTION) {
             description.truncate(cut);
         }
-        Ok(ToolDefinition {
+        ToolDefinition {
             name: self.name,
             description,
-            parameters: Value::Object(parameters),
-        })
+            parameters: Value::Object(self.input_schema),
+        }
     }
 }
 
@@ -223,7 +217,7 @@ impl Catalogue {
     /// Makes a tool of it.
     fn offer(&self, tool: Listed) -> Result<(Offer, Arc<McpTool>), String> {
         let tool = Arc::new(McpTool {
-            definition: tool.definition(&self.secrets)?,
+            definition: tool.definition(&self.secrets),
             drifted: AtomicBool::new(false),
             line: self.line.clone(),
             doubt: self.doubt.clone(),
@@ -282,7 +276,7 @@ mod tests {
         let other = r#"{"name":"t","inputSchema":{"type":"object","properties":{"thoughts":{},"reply":{}}}}"#;
         assert_eq!(listed(listed_first).print(), listed(sorted).print());
         assert_ne!(listed(listed_first).print(), listed(other).print());
-        let definition = listed(listed_first).definition(&Secrets::default()).unwrap();
+        let definition = listed(listed_first).definition(&Secrets::default());
         let parameters = definition.parameters.to_string();
         assert!(
             parameters.contains(r#""properties":{"thoughts":{},"answer":{}}"#),
