@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     call::{Line, McpTool},
     connect::deepest,
+    message::TASK_SUPPORT,
     plain,
 };
 use crate::{
@@ -48,6 +49,8 @@ pub(super) struct Listed {
     description: Option<String>,
     #[serde(default)]
     input_schema: Map<String, Value>,
+    #[serde(rename = "_meta", default)]
+    meta: Option<Value>,
 }
 
 /// Asks a server for all its tools.
@@ -55,8 +58,9 @@ pub(super) struct Listed {
 /// # Errors
 /// Why there is no list.
 pub(super) async fn list(server: &str, peer: &Peer<RoleClient>) -> Result<Vec<Listed>, String> {
-    let mut all = Vec::new();
-    let mut page = None;
+    let mut all: Vec<Listed> = Vec::new();
+    let (mut page, mut cursors) = (None, BTreeSet::new());
+    let mut names = BTreeSet::new();
     for _ in 0..MAX_PAGES {
         let request = ListToolsRequest::with_param(PaginatedRequestParams::default().with_cursor(page.take()));
         // Not by way of rmcp's own method, which remembers answers and gives an old one when the server is gone.
@@ -74,7 +78,9 @@ pub(super) async fn list(server: &str, peer: &Peer<RoleClient>) -> Result<Vec<Li
         let Some(tools) = answer.get("tools").and_then(Value::as_array) else {
             return Err("its list of tools is not what the protocol says".into());
         };
+        let before = names.len();
         for tool in tools {
+            names.extend(tool.get("name").and_then(Value::as_str).map(str::to_owned));
             if all.len() == MAX_TOOLS {
                 tracing::warn!(
                     server,
@@ -95,14 +101,26 @@ pub(super) async fn list(server: &str, peer: &Peer<RoleClient>) -> Result<Vec<Li
             .and_then(Value::as_str)
             .filter(|c| !c.is_empty())
             .map(str::to_owned);
-        if page.is_none() {
+        // Some servers hand out cursors without end.
+        let is_new = page.as_ref().is_some_and(|cursor| cursors.insert(cursor.clone()));
+        if !is_new || names.len() == before {
             return Ok(all);
         }
     }
-    Err(format!("its list of tools has more than {MAX_PAGES} pages"))
+    tracing::warn!(
+        server,
+        "The MCP server {server} has more than {MAX_PAGES} pages of tools: the others are left out"
+    );
+    Ok(all)
 }
 
 impl Listed {
+    /// Whether every call of it must be made as a task.
+    fn needs_task(&self) -> bool {
+        let support = self.meta.as_ref().and_then(|meta| meta.get(TASK_SUPPORT));
+        support.is_some_and(|support| support == "required")
+    }
+
     /// What tells it from what it was: SHA-256 of all that a model could see of it. The order of
     /// keys is left out, because some servers list their tools from unordered maps.
     fn print(&self) -> Vec<u8> {
@@ -142,6 +160,7 @@ pub(super) struct Catalogue {
     pub(super) server: Arc<str>,
     pub(super) line: watch::Receiver<Line>,
     pub(super) doubt: Arc<Notify>,
+    lost: Arc<watch::Sender<u64>>,
     secrets: Arc<Secrets>,
     /// In the order of the first listing, once there was one: a model's prompt stays the same.
     pins: Option<Vec<Pin>>,
@@ -155,12 +174,14 @@ impl Catalogue {
         server: Arc<str>,
         line: watch::Receiver<Line>,
         doubt: Arc<Notify>,
+        lost: Arc<watch::Sender<u64>>,
         secrets: Arc<Secrets>,
     ) -> Self {
         Self {
             server,
             line,
             doubt,
+            lost,
             secrets,
             pins: None,
             mentioned: BTreeSet::new(),
@@ -216,11 +237,15 @@ impl Catalogue {
 
     /// Makes a tool of it.
     fn offer(&self, tool: Listed) -> Result<(Offer, Arc<McpTool>), String> {
+        if tool.needs_task() {
+            return Err("it can only be called as a task, which this gateway does not do".into());
+        }
         let tool = Arc::new(McpTool {
             definition: tool.definition(&self.secrets),
             drifted: AtomicBool::new(false),
             line: self.line.clone(),
             doubt: self.doubt.clone(),
+            lost: self.lost.clone(),
             secrets: self.secrets.clone(),
         });
         Ok((Offer::new(tool.clone(), Some(self.server.clone()))?, tool))

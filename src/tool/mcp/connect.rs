@@ -20,7 +20,6 @@ use rmcp::{
     },
     transport::{
         StreamableHttpClientTransport,
-        async_rw::AsyncRwTransport,
         streamable_http_client::{StreamableHttpClientTransportConfig, StreamableHttpError},
     },
 };
@@ -30,12 +29,9 @@ use tokio::{
     sync::Notify,
 };
 
-use super::{McpTransport, child::Child, plain};
+use super::{McpTransport, child::Child, http::HttpClient, message::MAX_MESSAGE, pipes::Pipes, plain};
 use crate::tool::secrets::{Secrets, is_secret};
 
-/// How large one message of a server may be: a file of 10 MiB in base64, and some words. A longer line of a child is
-/// skipped without being kept; a longer answer over HTTP is an error.
-const MAX_MESSAGE: usize = 16 << 20;
 /// How many calls may wait for their answer over HTTP.
 const MAX_CALLS: usize = 256;
 /// How long a TCP connection may take, TLS included.
@@ -60,7 +56,7 @@ pub(super) enum Way {
     },
     /// Streamable HTTP.
     Http {
-        client: reqwest::Client,
+        client: HttpClient,
         url: Arc<str>,
         headers: HashMap<HeaderName, HeaderValue>,
     },
@@ -71,7 +67,7 @@ pub(super) enum Wire {
     /// What a child says and hears.
     Pipes(ChildStdout, ChildStdin),
     /// The client of a server.
-    Http(StreamableHttpClientTransport<reqwest::Client>),
+    Http(StreamableHttpClientTransport<HttpClient>),
 }
 
 /// How a conversation begins. Servers of 2026-07-28 and later need not know the handshake that all before them had.
@@ -124,7 +120,7 @@ impl Way {
                     client = client.no_proxy();
                 }
                 Ok(Self::Http {
-                    client: client.build().map_err(|e| format!("no HTTP client: {e}"))?,
+                    client: HttpClient::new(client.build().map_err(|e| format!("no HTTP client: {e}"))?),
                     url: url.as_str().into(),
                     headers: checked(headers)?,
                 })
@@ -181,7 +177,8 @@ impl Way {
                     .custom_headers(headers.clone())
                     .max_concurrent_requests(MAX_CALLS)
                     .max_sse_event_size(MAX_MESSAGE)
-                    // A server that forgot its session may have other tools now: it is looked at again first.
+                    // A server that forgot its session may have other tools now: it is looked at again first, and then
+                    // the call is sent once more (`call.rs`).
                     .reinit_on_expired_session(false);
                 let transport = StreamableHttpClientTransport::with_client(client.clone(), config);
                 Ok((Wire::Http(transport), None))
@@ -238,10 +235,7 @@ pub(super) async fn greet(
         },
     };
     let greeted = match wire {
-        Wire::Pipes(stdout, stdin) => {
-            let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_MESSAGE);
-            serve_client_with_lifecycle(host, transport, mode).await
-        }
+        Wire::Pipes(stdout, stdin) => serve_client_with_lifecycle(host, Pipes::new(stdout, stdin), mode).await,
         Wire::Http(transport) => serve_client_with_lifecycle(host, transport, mode).await,
     };
     greeted.map_err(|e| match e {

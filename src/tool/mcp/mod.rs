@@ -18,6 +18,14 @@ mod child;
 #[cfg(feature = "mcp")]
 mod connect;
 #[cfg(feature = "mcp")]
+mod http;
+#[cfg(feature = "mcp")]
+mod message;
+#[cfg(feature = "mcp")]
+mod output;
+#[cfg(feature = "mcp")]
+mod pipes;
+#[cfg(feature = "mcp")]
 mod server;
 #[cfg(feature = "mcp")]
 #[cfg(test)]

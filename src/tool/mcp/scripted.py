@@ -66,6 +66,16 @@ def tools(cursor):
         say({"method": "notifications/tools/list_changed"})
         time.sleep(0.1)
         return {"tools": [bare]}
+    if mode == "schemas":
+        either = {"description": "Either", "anyOf": [
+            {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}},
+            {"type": "object", "required": ["b"], "properties": {"b": {"type": "string", "pattern": "^(?!x).*$"}}}]}
+        return {"tools": [
+            tool("either", "Either.", either),
+            dict(tool("task", "As a task.", {"type": "object"}), execution={"taskSupport": "required"}),
+            dict(tool("maybe", "Perhaps as a task.", {"type": "object"}), execution={"taskSupport": "optional"}),
+            tool("text", "No object.", {"type": "string"}),
+        ]}
     if mode == "vanishes" and listings == 2:
         return {"tools": [bare]}
     return {"tools": [echo], "nextCursor": "more"}
@@ -94,6 +104,12 @@ def call(id, params):
 
         data = base64.b64encode(b"PNG " + os.environ["API_TOKEN"].encode()).decode()
         return say({"id": id, "result": {"content": [{"type": "image", "data": data, "mimeType": "image/png"}]}})
+    if text == "parts":
+        parts = [{"type": "text", "text": "x"}] * 300000
+        return say({"id": id, "result": {"content": parts}})
+    if text == "strange":
+        blocks = [{"type": "text", "text": "one"}, {"type": "hologram", "data": "x"}]
+        return say({"id": id, "result": {"content": blocks, "structuredContent": {"z": 1, "a": 2}}})
     if text == "list":
         say({"method": "notifications/tools/list_changed"})
     if text == "ask":

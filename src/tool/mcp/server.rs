@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     McpSettings,
-    call::Line,
+    call::{Connection, Line},
     catalogue::{self, Catalogue},
     connect::{Host, Opening, Unopened, Way, greet},
 };
@@ -34,6 +34,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_secs(60);
 /// How often a server can make the gateway list its tools.
 const LISTING_GAP: Duration = Duration::from_secs(1);
+/// How long other calls have to learn that the server forgot their session: what they are told by a
+/// closed connection does not say whether they were run.
+const OTHERS: Duration = Duration::from_millis(200);
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -62,10 +65,11 @@ impl Server {
         let name: Arc<str> = settings.name.into();
         let doubt = Arc::new(Notify::new());
         let tried = CancellationToken::new();
+        let lost = Arc::new(watch::Sender::new(0));
         let secrets = Arc::new(way.secrets());
         let owner = Owner {
             tried: tried.clone(),
-            catalogue: Catalogue::new(name.clone(), callers, doubt.clone(), secrets.clone()),
+            catalogue: Catalogue::new(name.clone(), callers, doubt.clone(), lost.clone(), secrets.clone()),
             name,
             way,
             secrets,
@@ -73,6 +77,8 @@ impl Server {
             start_timeout: settings.start_timeout,
             refresh: settings.refresh.max(LISTING_GAP),
             doubt,
+            lost,
+            connection: 0,
             line,
             offers,
             up_since: None,
@@ -143,6 +149,10 @@ struct Owner {
     catalogue: Catalogue,
     /// Told when the server should be looked at again: it says that its tools changed, or a call failed.
     doubt: Arc<Notify>,
+    /// The newest connection whose session a call found forgotten.
+    lost: Arc<watch::Sender<u64>>,
+    /// The number of the connection that there is, or was.
+    connection: u64,
     line: watch::Sender<Line>,
     offers: watch::Sender<Arc<[Offer]>>,
     up_since: Option<Instant>,
@@ -164,7 +174,12 @@ impl Owner {
             if before == Opening::Handshake && self.opening == Opening::Discovery {
                 continue;
             }
-            if self.up_since.is_some_and(|since| since.elapsed() >= SETTLED) {
+            let up = self.up_since.map(|since| since.elapsed());
+            // Calls wait for the new session. A server that never keeps one is not asked all the time.
+            if *self.lost.borrow() >= self.connection && up.is_some_and(|up| up >= LISTING_GAP) {
+                continue;
+            }
+            if up.is_some_and(|up| up >= SETTLED) {
                 pause = FIRST_PAUSE;
             }
             // Many gateways that lost the same server must not come back at the same moment.
@@ -182,6 +197,7 @@ impl Owner {
 
     /// One connection, from its first word to its last; nothing remains of it. Why it ended.
     async fn once(&mut self, stop: &CancellationToken) -> String {
+        self.connection += 1;
         let (wire, mut child) = match self.way.open(&self.name, &self.secrets) {
             Ok(open) => open,
             Err(why) => return why,
@@ -252,6 +268,7 @@ impl Owner {
 
     /// Lists the tools, again and again, for as long as that works. Why it did not.
     async fn watch(&mut self, peer: &Peer<RoleClient>, mut deadline: Instant) -> String {
+        let (mut lost, connection) = (self.lost.subscribe(), self.connection);
         loop {
             match timeout_at(deadline, catalogue::list(&self.name, peer)).await {
                 Err(_) => return "it did not list its tools in time".into(),
@@ -264,7 +281,10 @@ impl Owner {
                     self.offers.send_replace(offers);
                     if self.up_since.is_none() {
                         // Not before: nothing of an unexamined server can be called.
-                        self.line.send_replace(Some(peer.clone()));
+                        self.line.send_replace(Some(Connection {
+                            number: self.connection,
+                            peer: peer.clone(),
+                        }));
                         self.up_since = Some(Instant::now());
                         self.say_up(count);
                     }
@@ -275,9 +295,16 @@ impl Owner {
                 self.doubt.notified().await;
                 sleep_until(next).await;
             };
+            let forgotten = async {
+                let _ = lost.wait_for(|lost| *lost >= connection).await.is_ok();
+            };
             tokio::select! {
                 () = doubted => {}
                 () = sleep(self.refresh) => {}
+                () = forgotten => {
+                    sleep(OTHERS).await;
+                    return "it forgot its session".into();
+                }
             }
             deadline = Instant::now() + self.start_timeout;
         }

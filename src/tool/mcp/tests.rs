@@ -24,6 +24,8 @@ use crate::{
     tool::{Offer, ToolContext, ToolError, ToolOutput},
 };
 
+mod over_http;
+
 /// How long anything may take.
 const LONG: Duration = Duration::from_secs(20);
 
@@ -332,6 +334,37 @@ async fn stopping_takes_along_a_child_that_does_not_listen_and_all_that_it_start
     assert!(!scripted.noted("pid").iter().any(|process| remains(process)));
     let grandchild = scripted.noted("grandchild").remove(0);
     until(|| !runs(&grandchild)).await;
+}
+
+#[tokio::test]
+async fn a_schema_is_offered_as_providers_take_it_and_checked_as_it_is() {
+    let scripted = Scripted::up("schemas").await;
+    assert_eq!(names(&scripted.server), ["either", "maybe"]);
+    let either = scripted.offer("either");
+    let expected = json!({
+        "description": "Either", "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+    });
+    assert_eq!(either.definition.parameters, expected);
+    let admits = async |arguments: Value| either.admits(arguments.as_object().unwrap()).await.is_ok();
+    assert!(admits(json!({"a": 1})).await && admits(json!({"b": "x"})).await);
+    assert!(!admits(json!({})).await && !admits(json!({"a": "1"})).await);
+    scripted.server.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_with_too_many_parts_is_an_error_and_a_strange_one_is_read() {
+    let scripted = Scripted::up("").await;
+    let ToolError(why) = scripted.echo("parts").await.unwrap_err();
+    assert!(why.contains("too large"), "{why}");
+    let strange = scripted.echo("strange").await.unwrap().content;
+    assert!(
+        strange.starts_with("one\n[") && strange.contains("hologram"),
+        "{strange}"
+    );
+    assert!(strange.ends_with("\n{\"z\":1,\"a\":2}"), "{strange}");
+    assert_eq!(scripted.noted("pid").len(), 1);
+    scripted.server.stop().await;
 }
 
 #[tokio::test]
