@@ -18,7 +18,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::plain;
+use super::{
+    descendants::{self, Process},
+    plain,
+};
 use crate::tool::secrets::Secrets;
 
 /// How long it may take to go after its standard input was closed.
@@ -71,6 +74,11 @@ impl Child {
         Ok((child, stdout, stdin))
     }
 
+    /// The number of the process; `None` once it is gone.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
     /// Waits until it is gone by itself, and says how it went.
     pub(super) async fn gone(&mut self) -> String {
         match self.first().await {
@@ -84,8 +92,8 @@ impl Child {
         self.process.inner_mut().wait().await
     }
 
-    /// Sees to it that nothing remains of it. Its standard input must be closed already.
-    pub(super) async fn end(mut self) {
+    /// Sees to it that nothing remains of it, nor of these descendants of it. Its standard input must be closed already.
+    pub(super) async fn end(mut self, descendants: Vec<Process>) {
         let went = timeout(MANNERS, self.first()).await.is_ok();
         // Whoever is still in the group, be it the child or what it left behind. Nobody there is an error.
         if self.process.signal(SignalKind::terminate().as_raw_value()).is_ok() {
@@ -96,6 +104,7 @@ impl Child {
             }
             let _ = self.process.start_kill();
         }
+        descendants::kill(&descendants);
         // As the first process of a container the gateway gets the orphans too: this reaps whoever is ours.
         if timeout(NOTICE, self.process.wait()).await.is_err() {
             tracing::warn!("A child process of an MCP server does not go although it was killed");
@@ -111,7 +120,9 @@ impl Drop for Child {
         self.complaints.abort();
         if !self.ended {
             // No time for manners; the runtime reaps it.
+            let descendants = self.id().map(descendants::of).unwrap_or_default();
             let _ = self.process.start_kill();
+            descendants::kill(&descendants);
         }
     }
 }

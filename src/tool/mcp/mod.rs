@@ -18,6 +18,8 @@ mod child;
 #[cfg(feature = "mcp")]
 mod connect;
 #[cfg(feature = "mcp")]
+mod descendants;
+#[cfg(feature = "mcp")]
 mod http;
 #[cfg(feature = "mcp")]
 mod message;

@@ -44,6 +44,12 @@ if mode == "stubborn":
     grandchild = subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
     note("grandchild %d" % grandchild.pid)
 
+if mode in ("leaves", "detaches"):
+    wait = ["sh", "-c", "trap '' TERM HUP; while :; do sleep 1; done"]
+    grandchild = subprocess.Popen(wait, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                  start_new_session=mode == "detaches")
+    note("grandchild %d" % grandchild.pid)
+
 echo = tool("echo", "Says it again.", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]})
 bare = tool("bare", "Takes anything.", {})
 broken = tool("broken", "Has no schema.", {"type": "object", "properties": {"a": {"type": "nonsense"}}})

@@ -22,7 +22,9 @@ use super::{
     McpSettings,
     call::{Connection, Line},
     catalogue::{self, Catalogue},
+    child::Child,
     connect::{Host, Opening, Unopened, Way, greet},
+    descendants,
 };
 use crate::tool::{Offer, secrets::Secrets};
 
@@ -202,6 +204,8 @@ impl Owner {
             Ok(open) => open,
             Err(why) => return why,
         };
+        let pid = child.as_ref().and_then(Child::id);
+        let mut descendants = Vec::new();
         let why = {
             let over = async {
                 let gone = async {
@@ -249,6 +253,8 @@ impl Owner {
                         why = &mut over => Ok(why),
                     };
                     self.line.send_replace(None);
+                    // Before the child knows that it is to go: its descendants lose their parents with it.
+                    descendants = pid.map(descendants::of).unwrap_or_default();
                     match open {
                         Ok(why) => {
                             goodbye.cancel();
@@ -261,7 +267,7 @@ impl Owner {
             }
         };
         if let Some(child) = child {
-            child.end().await;
+            child.end(descendants).await;
         }
         why
     }

@@ -337,6 +337,21 @@ async fn stopping_takes_along_a_child_that_does_not_listen_and_all_that_it_start
 }
 
 #[tokio::test]
+async fn stopping_takes_along_what_a_child_that_goes_at_once_leaves_behind() {
+    for mode in ["leaves", "detaches"] {
+        let scripted = Scripted::up(mode).await;
+        let grandchild = scripted.noted("grandchild").remove(0);
+        assert!(runs(&grandchild), "{mode}");
+        scripted.server.stop().await;
+        until(|| !runs(&grandchild)).await;
+    }
+    let dropped = Scripted::up("detaches").await;
+    let grandchild = dropped.noted("grandchild").remove(0);
+    drop(dropped);
+    until(|| !runs(&grandchild)).await;
+}
+
+#[tokio::test]
 async fn a_schema_is_offered_as_providers_take_it_and_checked_as_it_is() {
     let scripted = Scripted::up("schemas").await;
     assert_eq!(names(&scripted.server), ["either", "maybe"]);
