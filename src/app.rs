@@ -234,7 +234,7 @@ async fn sweep_tickets(runs: &Runs) {
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         clock.tick().await;
-        let swept = runs.store.sweep_tickets(jiff::Timestamp::now().as_millisecond()).await;
+        let swept = runs.store.sweep_tickets(runs.store.now()).await;
         if let Err(error) = swept {
             tracing::warn!(cause = error.causes(), "expired tickets could not be erased");
         }
@@ -249,9 +249,7 @@ async fn expire(runs: &Runs, ttl: Option<Duration>) {
     let mut clock = tokio::time::interval(EXPIRY.min(ttl));
     loop {
         clock.tick().await;
-        let before = jiff::Timestamp::now()
-            .as_millisecond()
-            .saturating_sub_unsigned(ttl.as_millis() as u64);
+        let before = runs.store.now().saturating_sub_unsigned(ttl.as_millis() as u64);
         match runs.store.expire(before).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "idle sessions were erased"),

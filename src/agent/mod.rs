@@ -77,6 +77,14 @@ pub trait Listener: Send {
     /// Is told what happened, in order.
     fn hear(&mut self, events: &mut Vec<Event>);
 
+    /// Whether the turn may go on: asked before a model or a tool is called.
+    ///
+    /// # Errors
+    /// Why it may not.
+    fn may_go_on(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The last so many bytes of the text that it heard: an answer is long, and is kept in one place.
     fn heard(&self, bytes: usize) -> Arc<str>;
 }

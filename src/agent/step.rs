@@ -54,6 +54,7 @@ pub async fn answer(
     ear: &mut impl Listener,
 ) -> Result<(), Error> {
     loop {
+        ear.may_go_on()?;
         match next(&turn.request.messages) {
             Next::Stop => break,
             Next::Call(calls) => call(agent, kit, calls, turn, ear).await,

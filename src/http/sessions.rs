@@ -74,7 +74,7 @@ pub async fn create(
             None => {}
         }
     }
-    let now = jiff::Timestamp::now().as_millisecond();
+    let now = store.now();
     let session = Session {
         id: id.unwrap_or_else(SessionId::generate),
         user_id: user_id.unwrap_or_else(|| "anonymous".to_owned()),

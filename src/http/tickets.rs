@@ -13,7 +13,6 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -46,7 +45,7 @@ const SPARE: Duration = Duration::from_secs(60);
 pub async fn issue(_: format::TakesJson, State(front): State<Front>, caller: Caller) -> Result<Response, Refusal> {
     let no_luck = |_| Error::internal("the system has no random numbers");
     let ticket = keys::secret(PREFIX).map_err(no_luck)?;
-    let now = Timestamp::now().as_millisecond();
+    let now = front.runs.store.now();
     let record = TicketRecord {
         id: id(&ticket),
         principal: caller.principal,
@@ -183,7 +182,7 @@ impl Ticket {
         let kept = limits.deadline + limits.queue_patience + limits.replay_window + SPARE;
         let give_up = Instant::now() + START;
         while Instant::now() < give_up {
-            let now = Timestamp::now().as_millisecond();
+            let now = store.now();
             let known = store.ticket(&self.id).await?.ok_or_else(invalid)?;
             match known.used {
                 None if known.expires_at <= now => break,

@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 
-use super::{Ended, OnCancel, OnDisconnect, Run, Runs, recall::Recalled, shutting_down};
+use super::{Ended, OnCancel, OnDisconnect, Run, Runs, follow, recall::Recalled, shutting_down};
 use crate::{
     agent::{
         self, Agent, Kit, Listener, Turn,
@@ -107,6 +107,10 @@ impl Runs {
                 Err(_) => Err((RunStatus::Failed, Error::internal("a panic"))),
             },
         };
+        let outcome = match run.fence.is_lost() {
+            true => Err((RunStatus::Interrupted, follow::interrupted())),
+            false => outcome,
+        };
         // Boxed, because a run waits for its model most of its life, and need not hold room for its end meanwhile.
         let end = Box::pin(self.conclude(&run, driven, shelf.kept(), outcome, span.context()));
         if AssertUnwindSafe(end).catch_unwind().await.is_err() {
@@ -134,6 +138,9 @@ impl Runs {
     async fn stopped(&self, run: &Run) -> (RunStatus, Error) {
         let cancelled = |why: &str| (RunStatus::Cancelled, Error::new(ErrorCode::Cancelled, why));
         tokio::select! {
+            biased;
+            // Asked at every step of the run's task, so that nothing is said or done once the run may be another gateway's.
+            () = run.fence.lost() => (RunStatus::Interrupted, follow::interrupted()),
             () = run.cancel.cancelled() => cancelled("The run was cancelled."),
             () = self.abandoned(run) => cancelled("The run was cancelled because nobody was reading it any more."),
             () = tokio::time::sleep_until(run.began + self.limits.deadline) => {
@@ -202,7 +209,7 @@ impl Runs {
         let mut done = result(run, &driven.turn, truncated, status == RunStatus::Completed);
         done.answer.artifact_files = files;
         let end = RunEnd {
-            ended_at: jiff::Timestamp::now().as_millisecond(),
+            ended_at: self.store.now(),
             last_seq: Some(run.log.next_seq()),
             usage: Some(driven.turn.usage.clone()),
             calls: driven.turn.calls.clone(),
@@ -210,19 +217,30 @@ impl Runs {
             // Only what is kept is written down; an answer is long.
             done: run.session_id.as_ref().map(|_| Box::new(done.clone())),
         };
+        let lost = run.fence.is_lost() && run.session_id.is_some();
         let written = match run.session_id {
+            Some(_) if lost => Ok(()), // it is another gateway's by now, and the store may be out of reach: readers first
             Some(_) => self.write(run, status, &end, commit).await,
             None => Ok(()),
         };
         let committed = has_turn && written.is_ok();
+        // What was refused because the run was declared dead meanwhile is not the session's fault.
+        let written = written.map_err(|refused| match run.fence.is_lost() {
+            true => follow::interrupted(),
+            false => refused,
+        });
         let (status, error) = match (written, error) {
             (Err(unwritten), None) => {
                 let failed = RunEnd {
                     error: serde_json::to_value(&unwritten).ok(),
                     ..end.clone()
                 };
-                self.regret(run, RunStatus::Failed, &failed).await;
-                (RunStatus::Failed, Some(unwritten))
+                let status = match unwritten.code {
+                    ErrorCode::Interrupted => RunStatus::Interrupted,
+                    _ => RunStatus::Failed,
+                };
+                self.regret(run, status, &failed).await;
+                (status, Some(unwritten))
             }
             (Err(unwritten), Some(error)) => {
                 tracing::warn!(run_id = %run.id, error = %unwritten, cause = unwritten.causes(), "how a run ended was not written down");
@@ -246,7 +264,7 @@ impl Runs {
         let mut ended = Ended {
             status,
             at: end.ended_at,
-            usage: end.usage,
+            usage: end.usage.clone(),
             partial: None,
         };
         match error {
@@ -257,6 +275,19 @@ impl Runs {
             }
         }
         self.say(run, []);
+        if lost {
+            self.write_down_loss(run, status, &end).await;
+        }
+    }
+
+    /// Writes down how far the readers of a lost run were told, so that nobody else means another event by those numbers.
+    async fn write_down_loss(&self, run: &Run, status: RunStatus, end: &RunEnd) {
+        let told = async {
+            if self.store.end(run.id, status, end, None).await.is_err() {
+                let _ = self.store.told(run.id, end.last_seq.unwrap_or(0)).await;
+            }
+        };
+        let _ = tokio::time::timeout(REGRET, told).await; // without it, others go by what was mirrored
     }
 
     /// Counts a run that ended.
@@ -317,7 +348,7 @@ impl Runs {
         self.registry.release(run, false);
         let ended = Ended {
             status: RunStatus::Failed,
-            at: jiff::Timestamp::now().as_millisecond(),
+            at: self.store.now(),
             usage: None,
             partial: None,
         };
@@ -348,7 +379,18 @@ struct Ear<'a> {
 
 impl Listener for Ear<'_> {
     fn hear(&mut self, events: &mut Vec<Event>) {
-        self.runs.say(self.run, events.drain(..));
+        let lost = self.run.fence.is_lost();
+        let events = events.drain(..);
+        if !lost {
+            self.runs.say(self.run, events);
+        }
+    }
+
+    fn may_go_on(&self) -> Result<(), Error> {
+        match self.run.fence.is_lost() {
+            true => Err(follow::interrupted()),
+            false => Ok(()),
+        }
     }
 
     fn heard(&self, bytes: usize) -> Arc<str> {

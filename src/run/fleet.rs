@@ -295,6 +295,9 @@ impl Runs {
                 && let Some(id) = rest.next()
             {
                 let Some(run) = self.registry.shown(id) else { continue };
+                if run.is_taken() {
+                    continue; // what others said of it counts
+                }
                 run.mirrored.listed.store(false, Ordering::Release); // whatever is added from here on lists it again
                 let first = *held(&run.mirrored.next);
                 let (events, more) = run.log.since(first, BATCH);

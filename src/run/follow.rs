@@ -100,11 +100,11 @@ impl Runs {
             return follow_shadow(fleet.shadow(&record).await?, after).await;
         }
         *how = Resume::Finished;
-        let end = ending(&record);
+        let end = self.ending(&record);
         if after.is_some() && after == end.last_seq {
             return Ok(Follow::Nothing);
         }
-        if since(end.ended_at) >= self.limits.replay_window {
+        if self.since(end.ended_at) >= self.limits.replay_window {
             *how = Resume::Expired;
             return Err(Error::new(
                 ErrorCode::ReplayExpired,
@@ -140,7 +140,7 @@ impl Runs {
             fleet.catch_up(&shadow).await?;
         }
         // That it ended is known when that is written down; what it said before is mirrored some moments later.
-        let just_now = record.end.as_ref().is_some_and(|end| since(end.ended_at) < LATELY);
+        let just_now = record.end.as_ref().is_some_and(|end| self.since(end.ended_at) < LATELY);
         let lacking = || {
             let last = last_words(&record).is_some_and(|(seq, _)| seq > shadow.log.next_seq());
             just_now && last && !shadow.log.ended()
@@ -181,6 +181,24 @@ impl Runs {
         )))
     }
 
+    /// How a run ended; as if just now, where nobody knows.
+    fn ending(&self, record: &RunRecord) -> RunEnd {
+        record.end.clone().unwrap_or_else(|| RunEnd {
+            ended_at: self.store.now(),
+            last_seq: None,
+            usage: None,
+            error: None,
+            done: None,
+            calls: Vec::new(),
+        })
+    }
+
+    /// For how long a moment is past, by the store's clock.
+    fn since(&self, moment: i64) -> Duration {
+        let age = self.store.now().saturating_sub(moment);
+        Duration::from_millis(u64::try_from(age).unwrap_or(0))
+    }
+
     /// A run, as it stands.
     ///
     /// # Errors
@@ -191,7 +209,8 @@ impl Runs {
             None => {
                 let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
                 let goes_on = self.goes_on_elsewhere(&record);
-                let glance = glance_back(record);
+                let end = self.ending(&record);
+                let glance = glance_back(record, end);
                 Ok(match goes_on {
                     true => Glance {
                         status: RunStatus::Running,
@@ -237,12 +256,6 @@ impl Runs {
             }),
         }
     }
-}
-
-/// How far a moment is from now, by the clock on the wall.
-fn since(moment: i64) -> Duration {
-    let age = jiff::Timestamp::now().as_millisecond() - moment;
-    Duration::from_millis(age.unsigned_abs())
 }
 
 /// Follows a run of another gateway. What was told there can be some moments ahead of what is known here.
@@ -318,8 +331,7 @@ fn glance_at(run: &Run) -> Glance {
     glance
 }
 
-fn glance_back(record: RunRecord) -> Glance {
-    let end = ending(&record);
+fn glance_back(record: RunRecord, end: RunEnd) -> Glance {
     let (status, error) = match record.status {
         RunStatus::Completed => (RunStatus::Completed, None),
         // A row that says it runs, without a run: how it ended could not be written down.
@@ -345,17 +357,6 @@ fn glance_back(record: RunRecord) -> Glance {
     }
 }
 
-fn ending(record: &RunRecord) -> RunEnd {
-    record.end.clone().unwrap_or_else(|| RunEnd {
-        ended_at: jiff::Timestamp::now().as_millisecond(),
-        last_seq: None,
-        usage: None,
-        error: None,
-        done: None,
-        calls: Vec::new(),
-    })
-}
-
 pub(super) fn kept_error(kept: Option<serde_json::Value>) -> Error {
     kept.and_then(|kept| serde_json::from_value(kept).ok())
         .unwrap_or_else(interrupted)
@@ -366,7 +367,7 @@ fn not_all_there() -> Error {
     Error::new(ErrorCode::ReplayExpired, gap)
 }
 
-fn interrupted() -> Error {
+pub(super) fn interrupted() -> Error {
     Error::new(
         ErrorCode::Interrupted,
         "The gateway stopped while this run went on; nothing was added to the session.",

@@ -21,7 +21,7 @@ use crate::{
     limit::{Common, MemoryBudget},
     meters::{Meters, RunsNow},
     provider::Providers,
-    store::{RunRecord, RunStatus, Store, relay::Relay},
+    store::{RunRecord, RunStatus, Store, lease::Fence, relay::Relay},
     telemetry::trace::Tracer,
     tool::{ToolSettings, Tools},
 };
@@ -78,6 +78,8 @@ pub struct Run {
     pub(crate) over: CancellationToken,
     /// The id of the request that started it, for the log.
     request_id: Option<Arc<str>>,
+    /// Lost once another gateway may have declared it dead.
+    pub(crate) fence: Fence,
     /// How far other gateways have been told of it.
     mirrored: fleet::Mirrored,
     /// How it ended.
@@ -108,6 +110,16 @@ impl Run {
     #[must_use]
     pub fn ended(&self) -> Option<&Ended> {
         self.ended.get()
+    }
+
+    /// Whether it ended because another gateway may have declared it dead: then what is kept of it elsewhere counts.
+    fn is_lost(&self) -> bool {
+        self.status() == RunStatus::Interrupted && self.fence.is_lost()
+    }
+
+    /// Whether another gateway may have ended it by now.
+    fn is_taken(&self) -> bool {
+        matches!(self.status(), RunStatus::Running | RunStatus::Interrupted) && self.fence.is_expired()
     }
 
     /// The last thing that is said of a run. Only the first call counts.
@@ -141,6 +153,7 @@ impl Run {
             idempotency: record.idempotency,
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
+            fence: Fence::default(),
             mirrored: fleet::Mirrored::default(),
             request_id: None,
             ended: OnceLock::new(),

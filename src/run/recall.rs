@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{OnBusy, Run, Runs, history::History, registry::session_busy, start::record};
 use crate::{
-    chat::{ChatRequest, RunId, SessionId},
+    chat::{ChatRequest, RunId},
     error::{Error, ErrorCode},
     limit::Reservation,
     store::{Begun, Entry, Session, SessionClaim},
@@ -141,10 +141,9 @@ impl Runs {
         }
     }
 
-    /// Stops the run that holds this session, wherever it is, if it came before this one and was not told before.
-    async fn interrupt_holder(&self, run: &Run, session: &SessionId, told: &mut Option<RunId>) -> Result<(), Error> {
-        let running = self.store.running(&run.principal, session).await?;
-        let Some(holder) = running.into_iter().next().filter(|holder| *holder < run.id) else {
+    /// Stops the run that holds this one's session, wherever it is, if it came before this one and was not told before.
+    async fn interrupt_holder(&self, run: &Run, told: &mut Option<RunId>) -> Result<(), Error> {
+        let Some(holder) = self.store.holder_before(run.id).await? else {
             return Ok(());
         };
         if *told == Some(holder) {
@@ -195,7 +194,7 @@ impl Runs {
                 }
                 Until::Free => {}
                 // If it cannot be said now, then the next time.
-                Until::Stopped => drop(self.interrupt_holder(run, session_id, &mut told).await),
+                Until::Stopped => drop(self.interrupt_holder(run, &mut told).await),
             }
             sleep(POLL.mul_f64(uneven).min(left)).await;
         }

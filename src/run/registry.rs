@@ -137,6 +137,7 @@ impl Registry {
         if let Some(id) = &run.session_id {
             let session = (run.principal.clone(), id.clone());
             let books = &mut *books;
+            books.part_with_lost(&session);
             match books.sessions.get_mut(&session) {
                 None => {
                     let (holder, waiting) = (run.id, VecDeque::new());
@@ -266,7 +267,9 @@ impl Registry {
     pub fn get(&self, principal: &Principal, id: RunId) -> Option<Arc<Run>> {
         let books = self.books();
         let run = books.runs.get(&id).filter(|run| run.principal == *principal);
-        run.filter(|run| !books.erased.contains(&run.id)).cloned()
+        // What a run said here after another gateway may have declared it dead is nobody's.
+        run.filter(|run| !books.erased.contains(&run.id) && !run.is_lost())
+            .cloned()
     }
 
     /// A run whose log is held and may be shown to others, whosever it is.
@@ -432,6 +435,18 @@ impl Books {
         let session = run.session_id.clone().map(|id| (run.principal.clone(), id));
         let line = session.and_then(|session| self.sessions.get(&session));
         line.map_or(0, |line| line.interrupted_by(usize::MAX, Some(line.holder)).len())
+    }
+
+    /// A run that another gateway may have declared dead holds nothing any more, also while it is about to end.
+    fn part_with_lost(&mut self, session: &(Principal, SessionId)) {
+        while let Some(line) = self.sessions.get_mut(session)
+            && let holder = line.holder
+            && self.runs.get(&holder).is_some_and(|run| run.fence.is_lost())
+        {
+            if !line.leave(holder) {
+                self.sessions.remove(session);
+            }
+        }
     }
 
     fn forget(&mut self, id: RunId) {

@@ -85,7 +85,7 @@ impl Shelf {
             file.bytes.len() as u64,
             hashed.map_err(Error::internal)?,
         );
-        let now = jiff::Timestamp::now().as_millisecond();
+        let now = self.store.now();
         let record = ArtifactRecord {
             artifact,
             principal: self.principal.clone(),
@@ -189,7 +189,7 @@ impl Runs {
     }
 
     async fn erase_due(&self) {
-        let now = jiff::Timestamp::now().as_millisecond();
+        let now = self.store.now();
         let mut after = None;
         loop {
             let due = match self.store.due(now, after, PAGE.0).await {
@@ -367,6 +367,7 @@ pub(super) mod tests {
             cancel: tokio_util::sync::CancellationToken::new(),
             over: tokio_util::sync::CancellationToken::new(),
             request_id: None,
+            fence: crate::store::lease::Fence::default(),
             mirrored: crate::run::fleet::Mirrored::default(),
             ended: std::sync::OnceLock::new(),
         })

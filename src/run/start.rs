@@ -27,6 +27,7 @@ use crate::{
     limit::{Common, Reservation},
     store::{
         KEY_LIFE, RunRecord, RunStatus, Session, conflict,
+        lease::Fence,
         tally::{Counting, Place},
     },
     telemetry::trace::TraceContext,
@@ -197,13 +198,18 @@ impl Runs {
             agent: agent.name.clone(),
             model: model.to_string(),
             metadata: order.metadata,
-            created_at: jiff::Timestamp::now().as_millisecond(),
+            created_at: self.store.now(),
             began: Instant::now(),
             log: Log::new(0, self.registry.held.clone()),
             on_disconnect: order.on_disconnect,
             idempotency: order.idempotency,
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
+            // Before its row is written: from then on others may declare it dead.
+            fence: match order.store {
+                true => self.store.fence().await?,
+                false => Fence::default(),
+            },
             mirrored: Mirrored::default(),
             request_id: order.request_id,
             ended: OnceLock::new(),
@@ -390,7 +396,7 @@ impl Runs {
                 return Ok(Some(run));
             }
         }
-        let since = jiff::Timestamp::now().as_millisecond() - KEY_LIFE;
+        let since = self.store.now() - KEY_LIFE;
         let Some(record) = self.store.run_by_key(principal, key, since).await? else {
             return Ok(None);
         };

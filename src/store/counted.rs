@@ -9,6 +9,7 @@ use super::{
     ArtifactRecord, ArtifactStore, Begun, Commit, MessagePage, NoticeStore, ReadFrom, ReadLimit, RunEnd, RunRecord,
     RunStatus, RunStore, Session, SessionClaim, SessionPage, SessionStore, Store, TicketRecord, TicketStore, TicketUse,
     artifact::Due,
+    lease::Fence,
     notice::{Erasure, Notices},
 };
 use crate::{
@@ -60,6 +61,10 @@ impl Store for Counted {
         self.within.shared()
     }
 
+    fn now(&self) -> i64 {
+        self.within.now()
+    }
+
     fn hurry(&self) {
         self.within.hurry();
     }
@@ -70,6 +75,7 @@ impl Store for Counted {
 
     counted! {
         ready() -> ();
+        fence() -> Fence;
     }
 }
 
@@ -89,6 +95,7 @@ impl RunStore for Counted {
         begin(run: &'a RunRecord, claim: SessionClaim<'a>) -> Begun;
         take(principal: &'a Principal, session: &'a SessionId, run: RunId) -> Option<i64>;
         running(principal: &'a Principal, session: &'a SessionId) -> Vec<RunId>;
+        holder_before(run: RunId) -> Option<RunId>;
         run(principal: &'a Principal, id: RunId) -> Option<RunRecord>;
         run_by_key(principal: &'a Principal, key: &'a str, since: i64) -> Option<RunRecord>;
         told(run: RunId, last_seq: u64) -> ();

@@ -14,7 +14,9 @@ use crate::{
 
 pub mod artifact;
 pub mod blobs;
+pub mod clock;
 mod counted;
+pub mod lease;
 pub mod memory;
 pub mod notice;
 #[cfg(feature = "postgres")]
@@ -46,6 +48,14 @@ pub trait Store: SessionStore + RunStore + ArtifactStore + TicketStore + NoticeS
     /// Whether other gateways may have runs in it that go on.
     fn shared(&self) -> bool {
         false
+    }
+    /// The time that all gateways of this store agree on, in milliseconds since 1970.
+    fn now(&self) -> i64 {
+        clock::system()
+    }
+    /// The fence of a run that is about to begin. Where no other gateway can declare runs dead, it is never lost.
+    fn fence(&self) -> futures_util::future::BoxFuture<'_, Result<lease::Fence, Error>> {
+        Box::pin(std::future::ready(Ok(lease::Fence::default())))
     }
     /// Whether it can be reached and written to.
     fn ready(&self) -> futures_util::future::BoxFuture<'_, Result<(), Error>>;

@@ -100,7 +100,7 @@ pub const KEY_LIFE: i64 = 24 * 60 * 60 * 1000;
 pub enum Entry {
     /// Only if nobody is there.
     Alone,
-    /// Behind whoever is there, in the order of the runs' ids.
+    /// Behind whoever is there, in the order in which they asked the store.
     Line,
     /// The same, but before all that wait as [`Entry::Line`].
     Front,
@@ -178,7 +178,8 @@ pub trait RunStore: Send + Sync {
     fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> BoxFuture<'a, Result<Begun, Error>>;
 
     /// A run that waits in line asks whether it is its turn. It is if nobody holds the session and nobody who is still
-    /// running waits before it: under an earlier id, those of [`Entry::Front`] first; the run holds the session then, and gets its version.
+    /// running waits before it: in the order in which they asked, those of [`Entry::Front`] first; the run holds the session
+    /// then, and gets its version.
     ///
     /// Fails with `session_busy` if the run does not wait any more: its session was erased, or it was declared dead.
     fn take<'a>(
@@ -187,6 +188,13 @@ pub trait RunStore: Send + Sync {
         session: &'a SessionId,
         run: RunId,
     ) -> BoxFuture<'a, Result<Option<i64>, Error>>;
+
+    /// The run that holds the session for which this one waits, if it asked for it earlier. In a store of one process the
+    /// register of runs knows that.
+    fn holder_before(&self, run: RunId) -> BoxFuture<'_, Result<Option<RunId>, Error>> {
+        let _ = run;
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// The session's runs that are running, the one that holds it first.
     fn running<'a>(

@@ -3,8 +3,10 @@
 
 mod at_random;
 mod behind_nginx;
+mod clocks;
 mod erased;
 mod followed;
+mod frozen;
 mod in_a_browser;
 mod in_line;
 mod killed;
@@ -25,6 +27,8 @@ use crate::stores::Database;
 struct Fleet {
     gateways: Vec<Process>,
     database: Database,
+    /// The variables that they were started with.
+    env: Vec<(String, String)>,
 }
 
 impl std::ops::Deref for Fleet {
@@ -62,9 +66,13 @@ impl Fleet {
         ];
         let more = settings.iter();
         env.extend(more.map(|(name, value)| (format!("SLUICEGATE__{name}"), (*value).to_owned())));
-        let env: Vec<_> = env.iter().map(|(name, value)| (&**name, &**value)).collect();
-        let gateways = join_all((0..count).map(|_| Process::start(&env, &[]))).await;
-        Some(Self { gateways, database })
+        let plain: Vec<_> = env.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let gateways = join_all((0..count).map(|_| Process::start(&plain, &[]))).await;
+        Some(Self {
+            gateways,
+            database,
+            env,
+        })
     }
 }
 

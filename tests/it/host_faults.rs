@@ -701,18 +701,18 @@ async fn a_limit_of_file_sizes_refuses_runs_and_ends_nothing() {
     drop(sound(&store(&program)).await);
 }
 
+/// The library that shows a program another time than the machine's. `None`, loudly, where it is not installed.
+pub(crate) fn faketime() -> Option<PathBuf> {
+    let known = ["x86_64", "aarch64"]
+        .map(|machine| PathBuf::from(format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1")));
+    let library = known.into_iter().find(|path| path.exists());
+    granted("another clock", library.ok_or("faketime is not installed".to_owned()))
+}
+
 /// S14.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_jumps_an_hour_ends_nothing_and_disorders_nothing() {
-    let known = ["x86_64", "aarch64"]
-        .map(|machine| PathBuf::from(format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1")));
-    let library = known
-        .iter()
-        .find(|path| path.exists())
-        .ok_or("faketime is not installed".to_owned());
-    let Some(library) = granted("a clock that jumps", library) else {
-        return;
-    };
+    let Some(library) = faketime() else { return };
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
     let set = |offset: &str| std::fs::write(&clock, offset).unwrap();

@@ -119,7 +119,7 @@ async fn of_twenty_that_want_a_session_at_once_one_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_line_is_served_in_the_order_of_the_runs() {
+async fn a_line_is_served_in_the_order_of_arrival() {
     let Some(database) = Database::make().await else { return };
     let (a, b) = (open(&database).await, open(&database).await);
     let s = id("s");
@@ -130,13 +130,20 @@ async fn a_line_is_served_in_the_order_of_the_runs() {
     let Begun::At(version) = in_line(&a, holder).await else {
         panic!("nobody was there")
     };
-    // They come in any order, through either gateway.
-    for (store, run) in [(&b, fourth), (&a, first), (&b, gone), (&a, fifth), (&b, second)] {
+    // They come through either gateway, and the order of their ids is that of no clock.
+    let ids: BTreeSet<_> = [first, second, gone, fourth, fifth].map(|run| run.id).into();
+    let [first, second, gone, fourth, fifth] = [fourth, first, gone, fifth, second];
+    assert!(ids.first() != Some(&first.id) && ids.last() != Some(&fifth.id));
+    let waiting = [(&a, first), (&b, second), (&b, gone), (&b, fourth), (&a, fifth)];
+    for (store, run) in waiting {
         assert_eq!(in_line(store, run).await, Begun::Waiting);
         assert_eq!(status(store, run).await, RunStatus::Running);
+        assert_eq!(a.holder_before(run.id).await.unwrap(), Some(holder.id));
     }
+    assert_eq!(b.holder_before(holder.id).await.unwrap(), None);
+    let running: Vec<_> = [holder, first, second, gone, fourth, fifth].map(|run| run.id).into();
+    assert_eq!(a.running(&ada(), &s).await.unwrap(), running);
     assert_eq!(alone(&b, late).await, Begun::Busy(holder.id));
-    let waiting = [(&a, first), (&b, second), (&b, gone), (&b, fourth), (&a, fifth)];
     for (store, run) in waiting {
         assert_eq!(take(store, run).await, None);
     }
@@ -772,6 +779,67 @@ async fn a_client_may_go_on_at_another_gateway() {
     assert_eq!(fourth["content"], "four");
     let messages = get(&b, "/sessions/s/messages").await.expect(200).await.json().await;
     assert_eq!(messages["messages"].as_array().unwrap().len(), 6);
+}
+
+/// A gateway that cannot reach its server says of its own accord that its runs are lost, before anybody else can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_is_cut_off_knows_it_before_the_others_do() {
+    let Some(database) = Database::make().await else { return };
+    let proxy = Proxy::before(&database).await;
+    let cut = store::open(&proxy.url(&database)).await.unwrap();
+    let other = open(&database).await;
+    for mode in [Mode::Stall, Mode::Cut] {
+        let s = id(&format!("{mode:?}"));
+        let (fence, lost) = (cut.fence().await.unwrap(), run(&ada(), &s, 1_000));
+        assert!(matches!(alone(&cut, &lost).await, Begun::At(_)));
+        proxy.be(mode);
+        let known = async {
+            fence.lost().await;
+            // Nobody else has acted yet.
+            assert_eq!(status(&other, &lost).await, RunStatus::Running, "{mode:?}");
+        };
+        tokio::time::timeout(Duration::from_secs(10), known)
+            .await
+            .expect("it is known");
+        assert!(cut.fence().await.is_err(), "{mode:?}: no run can begin");
+        eventually("the run is interrupted", async || {
+            status(&other, &lost).await == RunStatus::Interrupted
+        })
+        .await;
+        assert!(fence.is_expired());
+        proxy.be(Mode::Pass);
+        // It goes on, and its new runs are its own.
+        let (fresh, next) = (cut.fence().await, run(&ada(), &s, 1_000));
+        let fresh = fresh.expect("a lease again");
+        assert!(matches!(alone(&cut, &next).await, Begun::At(_)), "{mode:?}");
+        assert!(fence.is_lost() && !fresh.is_lost(), "{mode:?}: what is lost stays lost");
+        give_up(&cut, &next).await;
+    }
+    join_all([cut.close(), other.close()]).await;
+}
+
+/// The same of one that is alone: its runs of before are interrupted as soon as it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_is_alone_and_was_cut_off_frees_its_sessions_when_it_is_back() {
+    let Some(database) = Database::make().await else { return };
+    let proxy = Proxy::before(&database).await;
+    let store = store::open(&proxy.url(&database)).await.unwrap();
+    let (fence, lost) = (store.fence().await.unwrap(), run(&ada(), &id("s"), 1_000));
+    assert!(matches!(alone(&store, &lost).await, Begun::At(_)));
+    proxy.be(Mode::Cut);
+    fence.lost().await;
+    proxy.be(Mode::Pass);
+    let took = eventually("the run is interrupted", async || {
+        let row = store.run(&ada(), lost.id).await;
+        row.is_ok_and(|row| row.is_some_and(|row| row.status == RunStatus::Interrupted))
+    })
+    .await;
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(matches!(
+        alone(&store, &run(&ada(), &id("s"), 1_000)).await,
+        Begun::At(_)
+    ));
+    store.close().await;
 }
 
 /// What a proxy does with the bytes between a store and its server.

@@ -66,7 +66,7 @@ impl ArtifactStore for Postgres {
             .bind(erase_after)
             .bind(record.artifact.id.to_string())
             .bind(record.session_id.as_ref().map(SessionId::as_str))
-            .bind(jiff::Timestamp::now().as_millisecond())
+            .bind(self.replica.clock.now())
             .bind(attempt > 1)
             .execute(&mut *db)
             .await?;
@@ -88,7 +88,7 @@ impl ArtifactStore for Postgres {
             )
             .bind(principal.as_str())
             .bind(id.to_string())
-            .bind(jiff::Timestamp::now().as_millisecond())
+            .bind(self.replica.clock.now())
             .fetch_optional(&mut *db)
             .await?;
             db.back();

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::replica::Replica;
 use super::{
     Store,
+    lease::Fence,
     sql::{Columns, broken, parse, unavailable},
 };
 use crate::{
@@ -100,6 +101,11 @@ fn migrations() -> Migrator {
             4,
             "notices",
             include_str!("../../../migrations/postgres/0004_notices.sql"),
+        ),
+        simple(
+            5,
+            "arrival",
+            include_str!("../../../migrations/postgres/0005_arrival.sql"),
         ),
     ])
 }
@@ -348,6 +354,21 @@ impl Columns for PgRow {
 impl Store for Postgres {
     fn shared(&self) -> bool {
         true
+    }
+
+    fn now(&self) -> i64 {
+        self.replica.clock.now()
+    }
+
+    fn fence(&self) -> BoxFuture<'_, Result<Fence, Error>> {
+        Box::pin(async {
+            if let Some(fence) = self.replica.lease.fence() {
+                return Ok(fence);
+            }
+            self.ready().await?; // which renews it
+            let late = || Error::new(ErrorCode::StoreUnavailable, "The store answers too late.");
+            self.replica.lease.fence().ok_or_else(late)
+        })
     }
 
     /// A write, because a server that only reads (a standby, a full disk) is of no use here.

@@ -43,7 +43,7 @@ impl NoticeStore for Postgres {
             let mut db = self.lend().await?;
             let stops: Vec<String> =
                 sqlx::query_scalar("SELECT id FROM runs WHERE replica = $1 AND status = 'running' AND stop_requested")
-                    .bind(&self.replica.id)
+                    .bind(self.replica.id())
                     .fetch_all(&mut *db)
                     .await?;
             // The relay's turn comes after all gateways, because a gateway may still be writing to it.
@@ -52,8 +52,8 @@ impl NoticeStore for Postgres {
                  JOIN replicas p ON p.id = o.replica AND p.seen_at >= now() - make_interval(secs => $2) \
                  WHERE o.principal = e.principal AND o.session_id = e.session_id))"
             ))
-            .bind(&self.replica.id)
-            .bind(self.replica.lease.as_secs_f64())
+            .bind(self.replica.id())
+            .bind(self.replica.length.as_secs_f64())
             .fetch_all(&mut *db)
             .await?;
             db.back();
@@ -78,7 +78,7 @@ impl NoticeStore for Postgres {
                   AND p.seen_at >= now() - make_interval(secs => $2)))"
             ))
             .bind(principal.as_str())
-            .bind(self.replica.lease.as_secs_f64())
+            .bind(self.replica.length.as_secs_f64())
             .bind(session.as_str())
             .fetch_all(&mut *db)
             .await?;
@@ -131,7 +131,7 @@ impl Postgres {
             )
             .bind(principal.as_str())
             .bind(session.as_str())
-            .bind(&self.replica.id)
+            .bind(self.replica.id())
             .execute(&mut *work)
             .await?;
             sqlx::query("DELETE FROM sessions WHERE principal = $1 AND id = $2") // and by cascade its rows

@@ -10,7 +10,7 @@ use crate::{
     chat::{ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     store::{
-        Begun, Commit, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim, conflict,
+        Begun, Commit, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim, Store, conflict,
         sql::{fresh_version, json, read_run, status_word},
     },
 };
@@ -102,7 +102,8 @@ impl RunStore for Postgres {
                     None => row.write(&mut db).await?,
                     Some(turn) => {
                         let mut work = db.begin().await?;
-                        let ended = append(turn, &row.run, bodies, &mut work).await? && row.write(&mut work).await?;
+                        let at = (&*row.run, self.now());
+                        let ended = append(turn, at, bodies, &mut work).await? && row.write(&mut work).await?;
                         match ended {
                             true => {
                                 committing.store(true, Ordering::Relaxed);
@@ -115,7 +116,7 @@ impl RunStore for Postgres {
                 };
                 // The connection may have broken after the first attempt was done, and before that was told.
                 if !ended && attempt > 1 {
-                    ended = row.is_written(&self.replica.id, &mut db).await?;
+                    ended = row.is_written(&mut db).await?;
                 }
                 db.back();
                 Ok(ended)
@@ -175,7 +176,7 @@ impl RunStore for Postgres {
             let mut db = self.lend().await?;
             let ids: Vec<String> = sqlx::query_scalar(
                 "SELECT id FROM runs WHERE principal = $1 AND session_id = $2 AND status = 'running' \
-                 ORDER BY holds DESC, NOT front, id",
+                 ORDER BY holds DESC, NOT front, coalesce(arrival, 0), id",
             )
             .bind(principal.as_str())
             .bind(session.as_str())
@@ -183,6 +184,22 @@ impl RunStore for Postgres {
             .await?;
             db.back();
             ids.iter().map(|id| run_id(id)).collect()
+        }))
+    }
+
+    fn holder_before(&self, run: RunId) -> BoxFuture<'_, Result<Option<RunId>, Error>> {
+        Box::pin(self.patiently(move |_| async move {
+            let mut db = self.lend().await?;
+            let holder: Option<String> = sqlx::query_scalar(
+                "SELECT o.id FROM runs r JOIN runs o ON o.principal = r.principal AND o.session_id = r.session_id \
+                 WHERE r.id = $1 AND r.status = 'running' AND o.status = 'running' AND o.holds \
+                 AND (coalesce(o.arrival, 0), o.id) < (coalesce(r.arrival, 0), r.id)",
+            )
+            .bind(run.to_string())
+            .fetch_optional(&mut *db)
+            .await?;
+            db.back();
+            holder.map(|holder| run_id(&holder)).transpose()
         }))
     }
 
@@ -271,8 +288,8 @@ impl Postgres {
         .bind(key)
         .bind(fingerprint)
         .bind(claim.user_id)
-        .bind(&self.replica.id)
-        .bind(self.replica.lease.as_secs_f64())
+        .bind(self.replica.id())
+        .bind(self.replica.length.as_secs_f64())
         .bind(claim.entry != Entry::Alone)
         .bind(fresh_version())
         .bind(claim.entry == Entry::Front)
@@ -335,7 +352,7 @@ impl Postgres {
         if claim.entry == Entry::Alone {
             let holder: Option<String> = sqlx::query_scalar(
                 "SELECT id FROM runs WHERE principal = $1 AND session_id = $2 AND status = 'running' \
-                 ORDER BY holds DESC, id LIMIT 1",
+                 ORDER BY holds DESC, NOT front, coalesce(arrival, 0), id LIMIT 1",
             )
             .bind(run.principal.as_str())
             .bind(run.session_id.as_str())
@@ -363,7 +380,7 @@ impl Postgres {
              WHERE r.id = $1 AND r.replica = $2 AND r.status = 'running'",
         )
         .bind(run.id.to_string())
-        .bind(&self.replica.id)
+        .bind(self.replica.id())
         .fetch_optional(&mut *db)
         .await?;
         let Some((holds, version, user_id, agent)) = row else {
@@ -371,7 +388,10 @@ impl Postgres {
         };
         if let Some(refused) = claim.refusal(Some((&user_id, &agent))) {
             let undo = sqlx::query("DELETE FROM runs WHERE id = $1 AND replica = $2");
-            undo.bind(run.id.to_string()).bind(&self.replica.id).execute(db).await?;
+            undo.bind(run.id.to_string())
+                .bind(self.replica.id())
+                .execute(db)
+                .await?;
             return Ok(Some(refused));
         }
         Ok(Some(if holds { Begun::At(version) } else { Begun::Waiting }))
@@ -400,7 +420,7 @@ async fn take(
         "UPDATE runs r SET holds = true WHERE r.id = $3 AND r.principal = $1 AND r.session_id = $2 AND r.status = 'running' \
          AND (r.holds OR NOT EXISTS (SELECT 1 FROM runs o WHERE o.principal = $1 AND o.session_id = $2 \
              AND o.status = 'running' AND o.id <> $3 \
-             AND (o.holds OR (NOT o.front, o.id) < (NOT r.front, r.id)))) \
+             AND (o.holds OR (NOT o.front, coalesce(o.arrival, 0), o.id) < (NOT r.front, coalesce(r.arrival, 0), r.id)))) \
          RETURNING (SELECT version FROM sessions WHERE principal = $1 AND id = $2)",
     )
     .bind(principal.as_str())
@@ -427,8 +447,12 @@ async fn take(
 }
 
 /// Adds a turn, if the session is still the one that was loaded. Its row is locked first, as by whoever erases it.
-async fn append(turn: &Commit<'_>, run: &str, bodies: &[String], db: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let now = jiff::Timestamp::now().as_millisecond();
+async fn append(
+    turn: &Commit<'_>,
+    (run, now): (&str, i64),
+    bodies: &[String],
+    db: &mut PgConnection,
+) -> Result<bool, sqlx::Error> {
     let count = bodies.len() as i64;
     let moved: Option<i64> = sqlx::query_scalar(
         "UPDATE sessions SET version = greatest(version + 1, $4), message_count = message_count + $5, updated_at = $6 \
@@ -531,13 +555,12 @@ impl EndRow {
     }
 
     /// Whether this is how the row says that the run ended.
-    async fn is_written(&self, replica: &str, db: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    async fn is_written(&self, db: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let written: Option<bool> = sqlx::query_scalar(
-            "SELECT true FROM runs WHERE id = $1 AND replica = $2 AND status = $3 AND ended_at = $4 \
-             AND last_seq IS NOT DISTINCT FROM $5",
+            "SELECT true FROM runs WHERE id = $1 AND status = $2 AND ended_at = $3 \
+             AND last_seq IS NOT DISTINCT FROM $4",
         )
         .bind(&self.run)
-        .bind(replica)
         .bind(self.status.as_str())
         .bind(self.ended_at)
         .bind(self.last_seq)

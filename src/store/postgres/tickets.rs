@@ -26,7 +26,7 @@ impl TicketStore for Postgres {
             .bind(ticket.principal.as_str())
             .bind(&ticket.credential)
             .bind(ticket.expires_at)
-            .bind(jiff::Timestamp::now().as_millisecond())
+            .bind(self.replica.clock.now())
             .bind(i64::from(most))
             .bind(attempt > 1) // the first attempt was done, and its answer was lost
             .execute(&mut *db)
