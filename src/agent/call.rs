@@ -3,11 +3,12 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{Agent, Kit, Listener, Turn};
 use crate::{
     chat::{Artifact, Event, ToolCall, ToolResult},
+    patience::timeout,
     telemetry::trace::Kind,
     tool::{File, Offer, ToolContext, ToolError, ToolOutput},
 };

@@ -97,7 +97,7 @@ async fn read(
         Ok(())
     };
     let slow = |_| Error::new(ErrorCode::RequestTimeout, "The body did not arrive in time.");
-    tokio::time::timeout(settings.body_timeout, read)
+    crate::patience::timeout(settings.body_timeout, read)
         .await
         .map_err(slow)??;
     Ok((whole.freeze(), memory))

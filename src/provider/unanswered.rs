@@ -48,7 +48,7 @@ struct Unheard;
 
 impl<R: Resolve> Resolve for InTime<R> {
     fn resolve(&self, name: Name) -> Resolving {
-        let found = tokio::time::timeout(self.patience, self.names.resolve(name));
+        let found = crate::patience::timeout(self.patience, self.names.resolve(name));
         Box::pin(async { found.await.map_err(|_| Unheard)? })
     }
 }

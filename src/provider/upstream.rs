@@ -31,7 +31,7 @@ use super::{
 use crate::{
     chat::{ChatRequest, Chunk},
     meters::{Meters, Tolerated},
-    patience::Patience,
+    patience::{self, Patience},
 };
 
 /// The most that is read of an error: more does not say more.
@@ -185,7 +185,7 @@ impl<D: Dialect> HttpProvider<D> {
         let scheme = self.base_url.split_once(':').map_or("", |(scheme, _)| scheme);
         // Interim answers (1xx) are no answer. The client library passes over any number of them, and lets nobody count:
         // so they are bounded by this time alone, and whoever sends nothing else was silent.
-        let response = tokio::time::timeout(self.limits.first_byte_timeout, request.send())
+        let response = patience::timeout(self.limits.first_byte_timeout, request.send())
             .await
             .map_err(|_| ProviderError::new(Kind::FirstByte, "no answer in time"))?
             .map_err(|e| before_answer(&e, scheme))?;
@@ -298,7 +298,7 @@ impl<D: Dialect> HttpProvider<D> {
                 }
             }
         };
-        let _ = tokio::time::timeout(self.limits.first_token_timeout, read).await; // what came is what counts
+        let _ = patience::timeout(self.limits.first_token_timeout, read).await; // what came is what counts
         body
     }
 }
@@ -398,7 +398,7 @@ impl Reading {
             tokio::task::yield_now().await;
         }
         // Keep-alives without a pause never let the clock be asked.
-        if self.heard.is_some_and(|at| self.patience.ends_before(at)) {
+        if self.heard.is_some_and(|at| self.patience.ended_before(at)) {
             return self.silence(out);
         }
         let mut piece = tokio::select! {

@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use tokio::time::Instant;
 
 use super::{Ended, OnCancel, OnDisconnect, Run, Runs, follow, recall::Recalled, shutting_down};
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     error::{Error, ErrorCode},
     limit::Reservation,
     meters::{Direction, Outcome},
+    patience::Patience,
     store::{Commit, MessageStatus, RunEnd, RunStatus},
     telemetry::trace::{Kind, Span, TraceContext},
     tool::{Offer, ToolContext},
@@ -156,12 +158,20 @@ impl Runs {
         if run.on_disconnect == OnDisconnect::Cancel {
             run.log.vacated.notified().await;
         }
+        let grace = match run.on_disconnect {
+            OnDisconnect::Grace(grace) => grace,
+            OnDisconnect::Cancel | OnDisconnect::Continue => Duration::ZERO,
+        };
+        let mut elsewhere: Option<Instant> = None;
         loop {
             vacated(run).await;
             match &self.fleet {
-                Some(fleet) if fleet.attended(run.id).await => tokio::time::sleep(ELSEWHERE).await,
+                Some(fleet) if fleet.attended(run.id).await => elsewhere = Some(Instant::now()),
+                // Who left another gateway, or was there when that one stood still, has as long to come back.
+                Some(_) if elsewhere.is_some_and(|last| last.elapsed() < grace) => {}
                 _ => return,
             }
+            tokio::time::sleep(ELSEWHERE).await;
         }
     }
 
@@ -407,10 +417,11 @@ async fn vacated(run: &Run) {
     };
     loop {
         while let Some(since) = run.log.vacant_since() {
-            if since.elapsed() >= grace {
+            let over = since + grace;
+            if over <= Instant::now() {
                 return;
             }
-            tokio::time::sleep_until(since + grace).await;
+            Patience::until(over).over().await; // who came back while the process stood still is heard first
         }
         run.log.vacated.notified().await;
     }

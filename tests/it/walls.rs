@@ -31,12 +31,12 @@ const WALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "agent",
-        "chat error meters provider schema telemetry tool",
+        "chat error meters patience provider schema telemetry tool",
         "it asks models in rounds; it is told a history, and does not fetch one",
     ),
     (
         "run",
-        "agent chat error limit meters provider store telemetry tool",
+        "agent chat error limit meters patience provider store telemetry tool",
         "an agent at work, its log, and the turn it leaves; it does not know who reads it",
     ),
     (
