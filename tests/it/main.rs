@@ -38,6 +38,7 @@ mod fleet;
 mod host_faults;
 mod limits;
 mod metrics;
+mod pooler;
 mod process;
 mod queueing;
 mod reload;

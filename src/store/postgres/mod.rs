@@ -65,14 +65,12 @@ const MIGRATIONS: Duration = Duration::from_secs(120);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(5);
 /// What the server is asked for. It gives up on what has no reader any more, and locks of a gateway that vanished go. A
-/// turn is on the disk when it is acknowledged, whatever the database's default.
-const SERVER: [(&str, &str); 5] = [
-    ("synchronous_commit", "on"),
-    ("statement_timeout", "10s"),
-    ("lock_timeout", "10s"),
-    ("idle_in_transaction_session_timeout", "10s"),
-    ("default_transaction_isolation", "read committed"),
-];
+/// turn is on the disk when it is acknowledged, whatever the database's default. These are statements and no start-up
+/// parameters, because poolers refuse such ones.
+const SERVER: &str = "SET synchronous_commit = on; SET statement_timeout = '10s'; SET lock_timeout = '10s'; \
+     SET idle_in_transaction_session_timeout = '10s'; SET default_transaction_isolation = 'read committed'";
+/// How often it is looked whether a pooler shares connections: others may use it in the same moment.
+const POOLER_LOOKS: usize = 3;
 /// For how long a gateway that says nothing is believed to live, unless the address says `lease=…`.
 const LEASE: Duration = Duration::from_secs(7);
 
@@ -141,11 +139,13 @@ impl Postgres {
             Some(_) => options,
             None => options.application_name("sluicegate"),
         };
+        // A pooler may refuse this parameter, and no number of ours is a float.
+        let options = options.extra_float_digits(None::<i8>);
         let migrated = tokio::time::timeout(MIGRATIONS, migrate(&options, &whose)).await;
         migrated.map_err(|_| unavailable(&whose, "its schema could not be brought up to date in time"))??;
 
-        let options = options.options(SERVER);
         let pool = PgPoolOptions::new()
+            .after_connect(|db, _| Box::pin(prepare(db)))
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE)
             .test_before_acquire(false)
@@ -317,12 +317,50 @@ fn address(text: &str) -> Result<(url::Url, Duration), Error> {
     Ok((url, lease))
 }
 
+/// Asks the server for what a connection needs.
+async fn prepare(db: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(SERVER).execute(db).await.map(drop)
+}
+
+/// A connection of its own.
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let mut db = options.connect().await?;
+    prepare(&mut db).await?;
+    Ok(db)
+}
+
+/// Whether a pooler before the server gives the server's connection to somebody else between two statements. Then
+/// settings, locks and prepared statements of a session are somebody else's, too.
+async fn is_shared(options: &PgConnectOptions, db: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    async fn backend(db: &mut PgConnection) -> Result<i32, sqlx::Error> {
+        let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(db).await?;
+        row.try_get(0)
+    }
+    let mut other = options.connect().await?;
+    let mut shared = false;
+    for _ in 0..POOLER_LOOKS {
+        let mine = backend(db).await?;
+        sqlx::raw_sql("BEGIN").execute(&mut other).await?;
+        shared |= backend(&mut other).await? == mine;
+        sqlx::raw_sql("COMMIT").execute(&mut other).await?;
+    }
+    let _ = other.close().await; // it has done what it was for
+    Ok(shared)
+}
+
 /// Brings the schema up to date. Gateways that start at once do so one after the other; the driver's own lock sees to it.
 async fn migrate(options: &PgConnectOptions, whose: &str) -> Result<(), Error> {
     let connected = tokio::time::timeout(ACQUIRE, options.connect()).await;
     let mut db = connected
         .map_err(|_| unavailable(whose, "it did not answer in time"))?
         .map_err(|e| unavailable(whose, e))?;
+    if is_shared(options, &mut db).await.map_err(|e| unavailable(whose, e))? {
+        return Err(unavailable(
+            whose,
+            "the pooler before it gives connections to others between statements; \
+             it must keep one for each session (PgBouncer: pool_mode = session)",
+        ));
+    }
     let encoding: Result<String, _> = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut db).await;
     let encoding = encoding.map_err(|e| unavailable(whose, e))?;
     if encoding != "UTF8" {

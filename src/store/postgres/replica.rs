@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -229,7 +229,7 @@ impl Life {
     async fn connection(&mut self) -> Result<PgConnection, sqlx::Error> {
         match self.db.take() {
             Some(db) => Ok(db),
-            None => within(super::ACQUIRE, self.options.connect()).await,
+            None => within(super::ACQUIRE, super::connect(&self.options)).await,
         }
     }
 
