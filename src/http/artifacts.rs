@@ -16,6 +16,7 @@ use super::{
     auth::Caller,
     error::Refusal,
     query::{PathId, known},
+    tickets::Visitor,
 };
 use crate::{
     chat::ArtifactId,
@@ -25,20 +26,39 @@ use crate::{
 /// `GET /artifacts/{artifact_id}`.
 pub async fn download(
     State(front): State<Front>,
-    caller: Caller,
+    Visitor { caller, ticket }: Visitor,
     id: PathId,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let id: ArtifactId = known(id)?;
+    if let Some(ticket) = &ticket {
+        ticket.download(&front, id, &method).await?;
+    }
+    let sent = send(&front, &caller, id, &method, &headers).await;
+    let whole = sent.as_ref().is_ok_and(|response| response.status().is_success());
+    if let Some(ticket) = ticket.filter(|_| !whole && method != Method::HEAD) {
+        ticket.give_back(&front).await;
+    }
+    sent
+}
+
+/// The file, or what is said instead of it.
+async fn send(
+    front: &Front,
+    caller: &Caller,
+    id: ArtifactId,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
     let artifact = front.runs.artifact(&caller.principal, id).await?;
     let tag = format!("\"{}\"", artifact.sha256);
     let mut answer = of_file(&tag);
     answer.extend(shown_nowhere(&artifact.name));
-    if matches(&headers, &header::IF_NONE_MATCH, |told| told == tag || told == "*") {
+    if matches(headers, &header::IF_NONE_MATCH, |told| told == tag || told == "*") {
         return Ok((StatusCode::NOT_MODIFIED, answer).into_response());
     }
-    let range = match (method == Method::GET && still(&headers, &tag)).then(|| asked(&headers, artifact.size)) {
+    let range = match (*method == Method::GET && still(headers, &tag)).then(|| asked(headers, artifact.size)) {
         None | Some(Asked::Whole) => None,
         Some(Asked::Part(range)) => Some(range),
         Some(Asked::Nothing) => {

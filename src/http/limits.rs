@@ -57,7 +57,7 @@ fn errand(parts: &Parts) -> Errand {
     let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let returns = match path {
         "/runs/{run_id}/cancel" => true,
-        "/runs/{run_id}/events" => parts.method == Method::GET,
+        "/runs/{run_id}/events" | "/sessions/{session_id}/events" => parts.method == Method::GET,
         "/chat/sse" => reads_on(&parts.headers, parts.uri.query().unwrap_or("")),
         _ => false,
     };

@@ -30,12 +30,14 @@ mod outlet;
 pub mod query;
 pub mod request_log;
 pub mod runs;
+mod session_events;
 pub mod sessions;
 mod silence;
+mod ticket_binding;
 pub mod tickets;
 
 /// Paths whose GET is a stream, which is not to be started by a HEAD: that would have to throw it away.
-const STREAMS: [&str; 2] = ["/chat/sse", "/runs/{run_id}/events"];
+const STREAMS: [&str; 3] = ["/chat/sse", "/runs/{run_id}/events", "/sessions/{session_id}/events"];
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -107,6 +109,11 @@ pub fn routes() -> Vec<Route> {
         route(Method::GET, "/sessions", get(sessions::list)),
         route(Method::GET, "/sessions/{session_id}", get(sessions::look)),
         route(Method::GET, "/sessions/{session_id}/messages", get(sessions::messages)),
+        route(
+            Method::GET,
+            "/sessions/{session_id}/events",
+            get(session_events::follow),
+        ),
         route(Method::DELETE, "/sessions/{session_id}", delete(sessions::erase)),
         route(Method::GET, "/agents", get(runs::agents)),
         route(Method::GET, "/artifacts/{artifact_id}", get(artifacts::download)),

@@ -4,7 +4,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, Request, StatusCode, Uri},
+    http::{Request, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use base64::Engine as _;
@@ -118,11 +118,7 @@ pub async fn list(
         ),
         None => None,
     };
-    let rest = query
-        .rest()
-        .into_iter()
-        .map(|(name, value)| (name, Value::String(value)));
-    let user_id = order::user_id(&mut Fields::of_body(rest.collect())?)?;
+    let user_id = user(&mut query)?;
     let mut memory = front.runs.memory.reserve_nothing(&caller.principal);
     memory
         .grow_to(limit as usize * SESSION_BYTES, MemoryUse::Stored)
@@ -150,15 +146,38 @@ pub async fn look(
     State(front): State<Front>,
     caller: Caller,
     id: PathId,
+    uri: Uri,
 ) -> Result<Response, Refusal> {
     let id: SessionId = known(id)?;
-    let found = front
-        .runs
-        .store
-        .session(&caller.principal, &id)
-        .await?
-        .ok_or_else(Error::not_found)?;
-    Ok(Json(shown(found)).into_response())
+    let mut query = Query::read(uri.query(), &["user_id"])?;
+    let session = of_user(&front, &caller, &id, &mut query).await?;
+    let active_run = front.runs.active_run(&caller.principal, &id).await?;
+    let session = shown(session);
+    Ok(Json(SessionNow { session, active_run }).into_response())
+}
+
+/// The caller's session of this id. Where the query names a user, the session of another user is not there.
+///
+/// # Errors
+/// `not_found`; and what is wrong with the parameter.
+pub(super) async fn of_user(
+    front: &Front,
+    caller: &Caller,
+    id: &SessionId,
+    query: &mut Query,
+) -> Result<Session, Error> {
+    let user_id = user(query)?;
+    let session = front.runs.store.session(&caller.principal, id).await?;
+    let session = session.filter(|session| user_id.is_none_or(|user| user == session.user_id));
+    session.ok_or_else(Error::not_found)
+}
+
+/// The parameter `user_id`.
+fn user(query: &mut Query) -> Result<Option<String>, Error> {
+    let user_id = query
+        .take("user_id")
+        .map(|user| ("user_id".to_owned(), Value::String(user)));
+    order::user_id(&mut Fields::of_body(Value::Object(user_id.into_iter().collect()))?)
 }
 
 /// `GET /sessions/{session_id}/messages`.
@@ -170,7 +189,7 @@ pub async fn messages(
     uri: Uri,
 ) -> Result<Response, Refusal> {
     let id: SessionId = known(id)?;
-    let mut query = Query::read(uri.query(), &["limit", "cursor"])?;
+    let mut query = Query::read(uri.query(), &["limit", "cursor", "user_id"])?;
     let limit = limit(query.take("limit"))?;
     let from = match query.take("cursor") {
         Some(cursor) => open(&cursor)
@@ -178,6 +197,7 @@ pub async fn messages(
             .ok_or_else(bad_cursor)?,
         None => 0,
     };
+    of_user(&front, &caller, &id, &mut query).await?;
     let mut memory = front.runs.memory.reserve_nothing(&caller.principal);
     let mut bytes = PAGE_BYTES.min(memory.most() as u64 / 2);
     let page = loop {
@@ -207,13 +227,15 @@ struct Messages {
 }
 
 /// `DELETE /sessions/{session_id}`: the second time is as good as the first.
-pub async fn erase(
-    State(front): State<Front>,
-    caller: Caller,
-    id: PathId,
-    _headers: HeaderMap,
-) -> Result<StatusCode, Refusal> {
+pub async fn erase(State(front): State<Front>, caller: Caller, id: PathId, uri: Uri) -> Result<StatusCode, Refusal> {
+    let user_id = user(&mut Query::read(uri.query(), &["user_id"])?)?;
     if let Ok(id) = known::<SessionId>(id) {
+        if let Some(user_id) = user_id {
+            let session = front.runs.store.session(&caller.principal, &id).await?;
+            if session.is_some_and(|session| session.user_id != user_id) {
+                return Err(Error::not_found().into());
+            }
+        }
         front.runs.erase(&caller.principal, &id).await?;
     }
     Ok(StatusCode::NO_CONTENT)
@@ -229,6 +251,14 @@ struct SessionShown {
     created_at: String,
     updated_at: String,
     metadata: BTreeMap<String, String>,
+}
+
+/// A session and the run that holds it now, as JSON. A promise (CONTRACT § 9).
+#[derive(Serialize)]
+struct SessionNow {
+    #[serde(flatten)]
+    session: SessionShown,
+    active_run: Option<RunId>,
 }
 
 fn shown(session: Session) -> SessionShown {

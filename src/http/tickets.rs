@@ -2,15 +2,17 @@
 //!
 //! A ticket stands in a URL, where proxies and logs may keep it. So it is worth little: it is soon over, it is for one run,
 //! and from its first use on it is good for nothing but that run. It is a stand-in for the credential that it was made
-//! with: when that one is not taken any more, neither is the ticket.
+//! with: when that one is not taken any more, neither is the ticket. What it may be used for is bounded by its binding
+//! ([`super::ticket_binding`]).
 
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
     Json,
+    body::Body,
     extract::{FromRequestParts, State},
-    http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -22,12 +24,13 @@ use super::{
     error::Refusal,
     format, limits,
     request_log::KnownCaller,
+    ticket_binding,
 };
 use crate::{
-    chat::RunId,
+    chat::{ArtifactId, RunId},
     error::{Error, ErrorCode},
     run::{Follow, Interest, Order, Reader},
-    store::{TicketRecord, TicketUse},
+    store::{Session, TicketRecord, TicketUse},
 };
 
 /// What begins every ticket.
@@ -42,7 +45,13 @@ const START: Duration = Duration::from_secs(10);
 const SPARE: Duration = Duration::from_secs(60);
 
 /// `POST /tickets`.
-pub async fn issue(_: format::TakesJson, State(front): State<Front>, caller: Caller) -> Result<Response, Refusal> {
+pub async fn issue(
+    _: format::TakesJson,
+    State(front): State<Front>,
+    caller: Caller,
+    request: Request<Body>,
+) -> Result<Response, Refusal> {
+    let binding = ticket_binding::from_request(request, &caller, &front).await?;
     let no_luck = |_| Error::internal("the system has no random numbers");
     let ticket = keys::secret(PREFIX).map_err(no_luck)?;
     let now = front.runs.store.now();
@@ -50,6 +59,7 @@ pub async fn issue(_: format::TakesJson, State(front): State<Front>, caller: Cal
         id: id(&ticket),
         principal: caller.principal,
         credential: auth::credential_of(caller.proof, &front),
+        binding,
         expires_at: match caller.proof {
             Proof::Token(end) => end.min(now + millis(LIFE)),
             Proof::Nobody | Proof::Key(_) => now + millis(LIFE),
@@ -91,8 +101,7 @@ pub struct Visitor {
 
 /// A ticket whose owner is known, and still taken.
 pub struct Ticket {
-    id: String,
-    principal: crate::chat::Principal,
+    record: TicketRecord,
 }
 
 impl FromRequestParts<Front> for Visitor {
@@ -118,10 +127,9 @@ impl FromRequestParts<Front> for Visitor {
         }
         KnownCaller::set(&parts.extensions, &caller.principal);
         limits::count_ticket(&caller, parts, front).await?;
-        let principal = record.principal;
         Ok(Self {
             caller,
-            ticket: Some(Ticket { id, principal }),
+            ticket: Some(Ticket { record }),
         })
     }
 }
@@ -133,6 +141,7 @@ impl Ticket {
     /// # Errors
     /// `ticket_invalid`; and whatever keeps the run from starting: then the ticket is as it was.
     pub async fn start(self, front: &Front, order: Order, request: String) -> Result<Follow, Error> {
+        let order = ticket_binding::fix(&self.record, order, front).await?;
         let keyed = order.idempotency.is_some();
         let front = front.clone();
         let work = async move {
@@ -140,7 +149,7 @@ impl Ticket {
                 .enter(&front, &request, |used| keyed && used.request == request)
                 .await?;
             if let Some(run) = known {
-                return front.runs.follow(&self.principal, run, None).await;
+                return front.runs.follow(&self.record.principal, run, None).await;
             }
             let started = front.runs.start(order).await;
             self.settle(&front, started.as_ref().ok().map(|run| run.id)).await;
@@ -154,6 +163,7 @@ impl Ticket {
     /// # Errors
     /// `ticket_invalid`; and whatever keeps the run from being followed.
     pub async fn follow(self, front: &Front, run: RunId, after: Option<u64>) -> Result<Follow, Error> {
+        ticket_binding::admit_run(&self.record, run, front).await?;
         let front = front.clone();
         let work = async move {
             let request = format!("follow {run}");
@@ -162,13 +172,49 @@ impl Ticket {
                     used.run.map_or(used.request == request, |of| of == run)
                 })
                 .await?;
-            let followed = front.runs.follow(&self.principal, run, after).await;
+            let followed = front.runs.follow(&self.record.principal, run, after).await;
             if known.is_none() {
                 self.settle(&front, followed.is_ok().then_some(run)).await;
             }
             followed
         };
         tokio::spawn(work).await.map_err(Error::internal)?
+    }
+
+    /// Whether the events of this session may be followed with the ticket at `now`, whichever of its runs that is.
+    ///
+    /// # Errors
+    /// `ticket_invalid`.
+    pub fn admit_session(&self, session: &Session, now: i64) -> Result<(), Error> {
+        let over = self.record.used.is_none() && self.record.expires_at <= now;
+        if over || !ticket_binding::admits_session(&self.record.binding, session) {
+            return Err(invalid());
+        }
+        Ok(())
+    }
+
+    /// Uses the ticket to download a file, once; a `HEAD` does not use it up.
+    ///
+    /// # Errors
+    /// `ticket_invalid`; and whatever keeps the file from being found.
+    pub async fn download(&self, front: &Front, id: ArtifactId, method: &Method) -> Result<(), Error> {
+        ticket_binding::admit_artifact(&self.record, id, front).await?;
+        let (store, now) = (&front.runs.store, front.runs.store.now());
+        let used = TicketUse {
+            at: now,
+            request: format!("download {id}"),
+            run: None,
+        };
+        let usable = match *method {
+            Method::HEAD => self.record.used.is_none() && self.record.expires_at > now,
+            _ => store.claim(&self.record.id, &used, self.record.expires_at).await?,
+        };
+        if usable { Ok(()) } else { Err(invalid()) }
+    }
+
+    /// Makes the ticket usable again after a download that did not send the file.
+    pub async fn give_back(&self, front: &Front) {
+        self.settle(front, None).await;
     }
 
     /// The run that the ticket was used for, if what it was used for is `same`; `None` if this is its first use.
@@ -183,7 +229,7 @@ impl Ticket {
         let give_up = Instant::now() + START;
         while Instant::now() < give_up {
             let now = store.now();
-            let known = store.ticket(&self.id).await?.ok_or_else(invalid)?;
+            let known = store.ticket(&self.record.id).await?.ok_or_else(invalid)?;
             match known.used {
                 None if known.expires_at <= now => break,
                 None => {
@@ -192,7 +238,10 @@ impl Ticket {
                         request: request.to_owned(),
                         run: None,
                     };
-                    if store.claim(&self.id, &used, now.saturating_add(millis(kept))).await? {
+                    if store
+                        .claim(&self.record.id, &used, now.saturating_add(millis(kept)))
+                        .await?
+                    {
                         return Ok(None);
                     }
                 }
@@ -209,8 +258,8 @@ impl Ticket {
     async fn settle(&self, front: &Front, run: Option<RunId>) {
         let store = &front.runs.store;
         let settled = match run {
-            Some(run) => store.tie(&self.id, run).await,
-            None => store.give_back(&self.id).await,
+            Some(run) => store.tie(&self.record.id, run).await,
+            None => store.give_back(&self.record.id).await,
         };
         if let Err(error) = settled {
             tracing::warn!(

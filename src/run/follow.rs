@@ -199,6 +199,17 @@ impl Runs {
         Duration::from_millis(u64::try_from(age).unwrap_or(0))
     }
 
+    /// The run that holds a session now.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn active_run(&self, principal: &Principal, session: &SessionId) -> Result<Option<RunId>, Error> {
+        if !self.store.shared() {
+            return Ok(self.registry.holder(principal, session)); // its row may be older than the gateway
+        }
+        Ok(self.store.running(principal, session).await?.into_iter().next())
+    }
+
     /// A run, as it stands.
     ///
     /// # Errors

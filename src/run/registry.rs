@@ -295,6 +295,14 @@ impl Registry {
         books.runs.get(id).cloned()
     }
 
+    /// The run that holds a session, once it has begun.
+    pub fn holder(&self, principal: &Principal, session: &SessionId) -> Option<RunId> {
+        let books = self.books();
+        let line = books.sessions.get(&(principal.clone(), session.clone()))?;
+        let run = books.runs.get(&line.holder)?;
+        run.log.begun().is_some_and(|begun| begun).then_some(line.holder)
+    }
+
     /// The runs of a session whose last event has not been told: the one that holds it, and one that lets go just now.
     pub fn unended(&self, principal: &Principal, session: &SessionId) -> Vec<Arc<Run>> {
         let books = self.books();
@@ -490,7 +498,9 @@ pub(super) fn same_request(known: Option<&(String, String)>, now: Option<&(Strin
 
 /// Another run, this one, has the session.
 pub(super) fn session_busy(active: RunId) -> Error {
-    let busy = Error::new(ErrorCode::SessionBusy, "Another run of this session is under way.");
+    let message = "Another run of this session is under way; `on_busy` may be `queue` or `interrupt`, and \
+                   GET /sessions/{id}/events follows that run.";
+    let busy = Error::new(ErrorCode::SessionBusy, message);
     Error {
         run_id: Some(active),
         ..busy

@@ -40,7 +40,7 @@ pub use run::{Begun, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, Run
 pub use session::{
     Commit, MessagePage, MessageStatus, ReadFrom, ReadLimit, Session, SessionPage, SessionStore, StoredMessage,
 };
-pub use ticket::{TicketRecord, TicketStore, TicketUse};
+pub use ticket::{TicketBinding, TicketRecord, TicketStore, TicketUse};
 
 /// Sessions, runs and the records of files together: they are written in the same transactions. And tickets, which are
 /// used once in all gateways, and notices between these.

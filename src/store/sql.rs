@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     ArtifactRecord, MessagePage, MessageStatus, ReadFrom, ReadLimit, RunEnd, RunRecord, RunStatus, Session,
-    StoredMessage, TicketRecord, TicketUse, artifact::Due, counted::Fault,
+    StoredMessage, TicketBinding, TicketRecord, TicketUse, artifact::Due, counted::Fault,
 };
 use crate::{
     chat::{Artifact, Principal, SessionId},
@@ -234,6 +234,9 @@ pub(super) fn read_ticket(row: &impl Columns) -> Result<TicketRecord, sqlx::Erro
         id: text(row, "id")?,
         principal: Principal::named(&text(row, "principal")?),
         credential: text(row, "credential")?,
+        binding: row
+            .text("binding")?
+            .map_or_else(|| Ok(TicketBinding::default()), |text| parse(&text))?,
         expires_at: number(row, "expires_at")?,
         used,
     })

@@ -76,6 +76,11 @@ fn migrations() -> Migrator {
             include_str!("../../migrations/sqlite/0003_artifacts.sql"),
         ),
         simple(4, "tickets", include_str!("../../migrations/sqlite/0004_tickets.sql")),
+        simple(
+            5,
+            "ticket bindings",
+            include_str!("../../migrations/sqlite/0005_ticket_bindings.sql"),
+        ),
     ])
 }
 

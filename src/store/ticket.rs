@@ -1,9 +1,10 @@
 //! Tickets as they are kept. What opens a door is known only to whoever has it: of a ticket its SHA-256 is kept.
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    chat::{Principal, RunId},
+    chat::{ArtifactId, Principal, RunId, SessionId},
     error::Error,
 };
 
@@ -16,10 +17,33 @@ pub struct TicketRecord {
     pub principal: Principal,
     /// With what its owner was known when it was made: what it is worth goes with that.
     pub credential: String,
+    /// What it is bound to.
+    pub binding: TicketBinding,
     /// Until when it can be used first.
     pub expires_at: i64,
     /// What it was used for.
     pub used: Option<TicketUse>,
+}
+
+/// What a ticket is bound to: a request with the ticket may ask for nothing else. The JSON form is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TicketBinding {
+    /// The session that runs belong to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<SessionId>,
+    /// The user that the session belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// The agent that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// The run that is followed, or that made the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
+    /// The file that is downloaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact_id: Option<ArtifactId>,
 }
 
 /// What a ticket was used for.

@@ -31,6 +31,7 @@ mod settings;
 mod walls;
 
 mod artifacts;
+mod bound_tickets;
 mod browser;
 mod churn;
 mod client_faults;

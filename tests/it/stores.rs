@@ -9,7 +9,7 @@ use sluicegate::chat::{
 use sluicegate::error::{Error, ErrorCode};
 use sluicegate::store::{
     self, ArtifactRecord, Begun, Commit, Entry, KEY_LIFE, MessageStatus, ReadFrom, ReadLimit, RunEnd, RunRecord,
-    RunStatus, Session, SessionClaim, Store, TicketRecord, TicketUse,
+    RunStatus, Session, SessionClaim, Store, TicketBinding, TicketRecord, TicketUse,
 };
 use tempfile::TempDir;
 
@@ -545,6 +545,7 @@ async fn a_run_comes_back_as_it_was(store: &Kept) {
         rounds: 1,
         tool_calls: vec![],
         structured_data: None,
+        reasoning: None,
         artifact_files: vec![],
         messages: messages.to_vec(),
         metadata: record.metadata.clone(),
@@ -1435,6 +1436,7 @@ fn ticket(name: &str, owner: &Principal, expires_at: i64) -> TicketRecord {
         id: format!("{name:0>64}"),
         principal: owner.clone(),
         credential: "key 00".to_owned(),
+        binding: TicketBinding::default(),
         expires_at,
         used: None,
     }
@@ -1450,7 +1452,16 @@ fn used(at: i64, request: &str) -> TicketUse {
 
 async fn a_ticket_is_used_once(store: &Kept) {
     let now = jiff::Timestamp::now().as_millisecond();
-    let mine = ticket("a", &ada(), now + 60_000);
+    let mine = TicketRecord {
+        binding: TicketBinding {
+            session_id: Some(SessionId::generate()),
+            user_id: Some("Ada \"the first\"".to_owned()),
+            agent: Some("tutor".to_owned()),
+            run_id: Some(RunId::new()),
+            artifact_id: Some(ArtifactId::generate()),
+        },
+        ..ticket("a", &ada(), now + 60_000)
+    };
     assert!(store.issue(&mine, 10).await.unwrap());
     assert_eq!(store.ticket(&mine.id).await.unwrap(), Some(mine.clone()));
     assert_eq!(store.ticket("b").await.unwrap(), None);

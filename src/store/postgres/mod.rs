@@ -105,6 +105,11 @@ fn migrations() -> Migrator {
             "arrival",
             include_str!("../../../migrations/postgres/0005_arrival.sql"),
         ),
+        simple(
+            6,
+            "ticket bindings",
+            include_str!("../../../migrations/postgres/0006_ticket_bindings.sql"),
+        ),
     ])
 }
 

@@ -7,7 +7,7 @@ use crate::{
     chat::RunId,
     error::Error,
     store::{
-        sql::read_ticket,
+        sql::{json, read_ticket},
         ticket::{TicketRecord, TicketStore, TicketUse},
     },
 };
@@ -18,8 +18,8 @@ impl TicketStore for Postgres {
             let mut db = self.lend().await?;
             // Two who come at once may both find room for the last one; the bound is there for thousands.
             let issued = sqlx::query(
-                "INSERT INTO tickets (id, principal, credential, expires_at, erase_after) SELECT $1, $2, $3, $4, $4 \
-                 WHERE (SELECT count(*) FROM tickets WHERE principal = $2 AND used_at IS NULL AND expires_at > $5) < $6 \
+                "INSERT INTO tickets (id, principal, credential, expires_at, erase_after, binding) \
+                 SELECT $1, $2, $3, $4, $4, $8 WHERE (SELECT count(*) FROM tickets WHERE principal = $2 AND used_at IS NULL AND expires_at > $5) < $6 \
                  ON CONFLICT (id) DO UPDATE SET id = excluded.id WHERE $7",
             )
             .bind(&ticket.id)
@@ -29,6 +29,7 @@ impl TicketStore for Postgres {
             .bind(self.replica.clock.now())
             .bind(i64::from(most))
             .bind(attempt > 1) // the first attempt was done, and its answer was lost
+            .bind(json(&ticket.binding))
             .execute(&mut *db)
             .await?;
             db.back();

@@ -8,7 +8,7 @@ use crate::{
     chat::RunId,
     error::Error,
     store::{
-        sql::{broken, read_ticket},
+        sql::{broken, json, read_ticket},
         ticket::{TicketRecord, TicketStore, TicketUse},
     },
 };
@@ -38,8 +38,8 @@ impl TicketOp {
         let done = match self {
             TicketOp::Issue { ticket, most } => {
                 sqlx::query(
-                    "INSERT INTO tickets (id, principal, credential, expires_at, erase_after) SELECT ?1, ?2, ?3, ?4, ?4 \
-                     WHERE (SELECT count(*) FROM tickets WHERE principal = ?2 AND used_at IS NULL AND expires_at > ?5) < ?6",
+                    "INSERT INTO tickets (id, principal, credential, expires_at, erase_after, binding) \
+                     SELECT ?1, ?2, ?3, ?4, ?4, ?7 WHERE (SELECT count(*) FROM tickets WHERE principal = ?2 AND used_at IS NULL AND expires_at > ?5) < ?6",
                 )
                 .bind(&ticket.id)
                 .bind(ticket.principal.as_str())
@@ -47,6 +47,7 @@ impl TicketOp {
                 .bind(ticket.expires_at)
                 .bind(now)
                 .bind(most)
+                .bind(json(&ticket.binding))
                 .execute(db)
                 .await?
             }

@@ -53,7 +53,7 @@ mod tests;
 
 pub(crate) use client::{Call, Connection, Place, delete, get, post};
 pub(crate) use dialect::{Ask, Dialect};
-pub(crate) use gateway::{Gateway, Process, reserved_port, signal};
+pub(crate) use gateway::{Gateway, Process, Recipe, reserved_port, signal};
 pub(crate) use meters::Meters;
 pub(crate) use oracle::{Billed, Oracle, RunEnding};
 pub(crate) use response::{Body, Ending, Response};

@@ -55,7 +55,9 @@ async fn sessions_are_listed_newest_first_by_user_and_by_page() {
         }
     }
     let first = read(&gateway, "/sessions?limit=1").await;
-    assert_eq!(first["sessions"][0], read(&gateway, "/sessions/s6").await);
+    let mut listed = first["sessions"][0].clone();
+    listed["active_run"] = Value::Null; // which only the session itself says
+    assert_eq!(listed, read(&gateway, "/sessions/s6").await);
     for query in [
         "limit=0",
         "limit=201",
@@ -113,7 +115,7 @@ async fn messages_are_given_oldest_first_by_page() {
             "{path}"
         );
     }
-    for query in ["limit=0", "limit=201", "cursor=x", "user_id=a"] {
+    for query in ["limit=0", "limit=201", "cursor=x", "user_id=", "user=a"] {
         let refused = get(&gateway, &format!("/sessions/s/messages?{query}")).await;
         assert!(matches!(refused.status, 400 | 422), "{query}: {}", refused.status);
     }

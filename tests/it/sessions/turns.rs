@@ -13,7 +13,7 @@ async fn a_session_is_made_by_its_first_use() {
     assert_eq!(answer["session_id"], "kitchen");
     let session = read(&gateway, "/sessions/kitchen").await;
     let expected = json!({"session_id": "kitchen", "user_id": "anonymous", "agent": "assistant", "message_count": 2,
-            "created_at": session["created_at"], "updated_at": session["updated_at"], "metadata": {}});
+            "created_at": session["created_at"], "updated_at": session["updated_at"], "metadata": {}, "active_run": null});
     assert_eq!(session, expected);
     assert!(
         is_time(&session["created_at"]) && is_time(&session["updated_at"]),
@@ -316,4 +316,38 @@ async fn what_is_not_to_be_stored_leaves_nothing_behind() {
     assert!(
         memchr::memmem::find(&bytes, b"answer 0").is_none() && memchr::memmem::find(&bytes, run.as_bytes()).is_none()
     );
+}
+
+/// A gateway with a second agent, whose instructions tell which one was asked.
+async fn two_agents(upstream: &Upstream, more: &str) -> Gateway {
+    let agents = "[agents.tutor]\nmodel = \"openai/test-model\"\ninstructions = \"I am the tutor.\"";
+    Gateway::with(upstream).toml(agents).toml(more).start().await
+}
+
+#[tokio::test]
+async fn a_session_goes_on_with_its_own_agent() {
+    let upstream = counting().await;
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("[store]\nurl = \"sqlite://{}/store.db\"", folder.path().display());
+    let gateway = two_agents(&upstream, &store).await;
+    let agent = |answer: &Value| answer["agent"].as_str().unwrap().to_owned();
+    let made = post(&gateway, "/sessions", json!({"session_id": "made", "agent": "tutor"})).await;
+    made.expect(201).await.body().await;
+    assert_eq!(agent(&ask(&gateway, "made", "Hi").await), "tutor");
+    let begun = json!({"message": "Hi", "session_id": "begun", "agent": "tutor"});
+    post(&gateway, "/chat", begun).await.expect(200).await.body().await;
+    assert_eq!(agent(&ask(&gateway, "begun", "Hi").await), "tutor");
+    assert_eq!(agent(&ask(&gateway, "plain", "Hi").await), "assistant");
+    // Who names an agent gets that one, and the session keeps its own.
+    let named = json!({"message": "Hi", "session_id": "made", "agent": "assistant"});
+    let named = post(&gateway, "/chat", named).await.expect(200).await.json().await;
+    assert_eq!(agent(&named), "assistant");
+    let query = get(&gateway, "/chat/sse?message=Hi&session_id=made").await;
+    assert_eq!(
+        query.expect(200).await.transcript().await.events[0].json()["agent"],
+        "tutor"
+    );
+    gateway.stop().await;
+    let gateway = two_agents(&upstream, &store).await;
+    assert_eq!(agent(&ask(&gateway, "made", "Hi").await), "tutor");
 }

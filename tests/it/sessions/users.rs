@@ -39,14 +39,25 @@ async fn a_session_belongs_to_the_user_it_was_made_for() {
                 "{path} {user}"
             );
         }
+        for path in ["", "/messages", "/events"] {
+            let path = format!("/sessions/{session}{path}?user_id={user}");
+            assert_eq!(
+                get(&gateway, &path).await.expect(404).await.problem().await,
+                "not_found"
+            );
+        }
+        let erased = delete(&gateway, &format!("/sessions/{session}?user_id={user}")).await;
+        assert_eq!(erased.expect(404).await.problem().await, "not_found");
         let query = format!("/chat/sse?message=Hi&session_id={session}&user_id={user}");
         assert_eq!(get(&gateway, &query).await.status, 404, "{user}");
         let made = post(&gateway, "/sessions", json!({"session_id": session, "user_id": user})).await;
         assert_eq!(status_and_code(made).await, (404, "not_found".into()), "{user}");
     }
     assert_eq!(upstream.calls(), calls, "a refused turn reached the model");
-    assert_eq!(read(&gateway, "/sessions/hers").await["user_id"], "ada");
+    assert_eq!(read(&gateway, "/sessions/hers?user_id=ada").await["user_id"], "ada");
     assert_eq!(read(&gateway, "/sessions/hers").await["message_count"], 6);
+    let misspelled = get(&gateway, "/sessions/hers?user=ada").await;
+    assert_eq!(status_and_code(misspelled).await, (422, "unknown_field".into()));
     // A refusal does not leave the session busy.
     ask(&gateway, "hers", "Hi").await;
     for user in ["", &"x".repeat(257)] {
