@@ -19,6 +19,9 @@ pub struct Answer {
     pub model: String,
     /// The text.
     pub content: Arc<str>,
+    /// The model's reasoning, where the request asked for it and there was some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<Arc<str>>,
     /// Why it ended; `None` only for an answer that did not get to its end (a cancelled or failed run's).
     pub finish_reason: Option<FinishKind>,
     /// Tokens, over all rounds.

@@ -440,6 +440,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
                 turn.model.clone()
             },
             content: turn.content(),
+            reasoning: run.log.reasoning(),
             finish_reason: turn.finish.filter(|_| complete),
             usage: turn.usage.clone(),
             rounds: turn.rounds,

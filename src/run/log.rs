@@ -148,13 +148,15 @@ pub struct Lean {
     done: Done,
     /// Whether the content is the log's text.
     content: bool,
+    /// Whether the reasoning is the log's.
+    reasoning: bool,
     /// Which messages are which part of it.
     messages: Vec<(usize, Range<usize>)>,
 }
 
 impl Lean {
-    /// Leaves out what stands in `text`.
-    fn of(mut done: Done, text: &str) -> Self {
+    /// Leaves out what stands in `text` and in `thoughts`.
+    fn of(mut done: Done, text: &str, thoughts: &str) -> Self {
         let (mut messages, mut at) = (Vec::new(), 0);
         for (place, message) in done.answer.messages.iter_mut().enumerate() {
             if message.role == Role::Assistant && text[at..].starts_with(&*message.content) {
@@ -168,16 +170,24 @@ impl Lean {
         if content {
             done.answer.content = Arc::default();
         }
+        let reasoning = done.answer.reasoning.as_deref() == Some(thoughts);
+        if reasoning {
+            done.answer.reasoning = None;
+        }
         Self {
             done,
             content,
+            reasoning,
             messages,
         }
     }
 
     /// All of it again.
-    fn whole(&self, text: &Words) -> Done {
+    fn whole(&self, text: &Words, thoughts: &str) -> Done {
         let mut done = self.done.clone();
+        if self.reasoning {
+            done.answer.reasoning = Some(thoughts.into());
+        }
         if self.content {
             done.answer.content = text.part(0..text.len());
         }
@@ -194,7 +204,8 @@ impl Lean {
             let calls = message.tool_calls.iter().map(|call| members(&call.arguments));
             message.content.len() + calls.sum::<usize>()
         });
-        self.done.answer.content.len() + messages.sum::<usize>() + data_size(&self.done)
+        let reasoning = self.done.answer.reasoning.as_ref().map_or(0, |text| text.len());
+        self.done.answer.content.len() + reasoning + messages.sum::<usize>() + data_size(&self.done)
     }
 }
 
@@ -266,7 +277,7 @@ impl Log {
     /// What is to be kept beside the log for as long as the log is: how far a run got that did not complete. It counts.
     pub(super) fn keep(&self, partial: Done) -> Lean {
         let mut shelf = self.shelf();
-        let lean = Lean::of(partial, &shelf.text);
+        let lean = Lean::of(partial, &shelf.text, &shelf.thoughts);
         shelf.bytes += lean.size();
         self.held.fetch_add(lean.size(), Ordering::Relaxed);
         lean
@@ -274,7 +285,8 @@ impl Log {
 
     /// What was kept.
     pub(super) fn whole(&self, kept: &Lean) -> Done {
-        kept.whole(&self.shelf().text)
+        let shelf = self.shelf();
+        kept.whole(&shelf.text, &shelf.thoughts)
     }
 
     /// The number of the last event; `None` for an empty log.
@@ -282,6 +294,13 @@ impl Log {
     pub fn last_seq(&self) -> Option<u64> {
         let shelf = self.shelf();
         (shelf.first + shelf.entries.len() as u64).checked_sub(1)
+    }
+
+    /// The reasoning of all events together; `None` where there is none.
+    #[must_use]
+    pub fn reasoning(&self) -> Option<Arc<str>> {
+        let shelf = self.shelf();
+        (!shelf.thoughts.is_empty()).then(|| shelf.thoughts.as_str().into())
     }
 
     /// Whether the texts of all events together are this.
@@ -418,7 +437,7 @@ impl Shelf {
         self.bytes += match event {
             Event::Done(done) => {
                 let content = done.answer.content.clone();
-                let lean = Lean::of(*done, &self.text);
+                let lean = Lean::of(*done, &self.text, &self.thoughts);
                 if lean.content {
                     self.text = Words::Whole(content);
                 }
@@ -452,14 +471,16 @@ impl Shelf {
             }),
             Place::Reasoning(words) => look(View::Reasoning(&self.thoughts[words])),
             Place::Other(Told::Event(event)) => look(View::Other(event)),
-            Place::Other(Told::Done(lean)) => look(View::Other(&Event::Done(Box::new(lean.whole(&self.text))))),
+            Place::Other(Told::Done(lean)) => look(View::Other(&Event::Done(Box::new(
+                lean.whole(&self.text, &self.thoughts),
+            )))),
         }
     }
 
     /// The last event, if there is one.
     fn last(&self) -> Option<Event> {
         match self.entries.last().filter(|told| told.is_last())? {
-            Told::Done(lean) => Some(Event::Done(Box::new(lean.whole(&self.text)))),
+            Told::Done(lean) => Some(Event::Done(Box::new(lean.whole(&self.text, &self.thoughts)))),
             Told::Event(event) => Some((**event).clone()),
         }
     }
@@ -598,6 +619,7 @@ mod tests {
                 agent: "a".into(),
                 model: "m".into(),
                 content: content.into(),
+                reasoning: None,
                 finish_reason: None,
                 usage: Usage::default(),
                 rounds: 2,
@@ -657,6 +679,28 @@ mod tests {
                 2 * 5 + Entries::<Told>::OTHER + mended
             );
         }
+    }
+
+    #[test]
+    fn reasoning_is_held_once_and_told_whole() {
+        let held = Arc::default();
+        let log = Log::new(0, Arc::clone(&held));
+        log.append([
+            Event::Started,
+            Event::Reasoning("Let me ".into()),
+            Event::Reasoning("think.".into()),
+        ]);
+        assert_eq!(log.reasoning().as_deref(), Some("Let me think."));
+        let mut done = done("");
+        done.answer.reasoning = log.reasoning();
+        let before = held.load(Ordering::Relaxed);
+        log.append([Event::Done(Box::new(done.clone()))]);
+        assert!(held.load(Ordering::Relaxed) - before < Entries::<Told>::OTHER + 60);
+        let told = log.last_event(|event| match event {
+            Event::Done(told) => **told == done,
+            _ => false,
+        });
+        assert_eq!(told, Some(true));
     }
 
     #[test]
