@@ -566,8 +566,14 @@ async fn reasoning_is_told_to_who_asks_and_is_never_the_answer() {
     let without = events(&gateway, json!({"message": "Hi"})).await;
     assert_eq!(without.kinds(), ["start", "token", "done"]);
     assert_eq!(text_answer(&gateway, asked.clone()).await.text(), "So.");
+    // The whole answer has it beside the content, everywhere the same.
+    assert_eq!(transcript.terminal().json()["response"]["reasoning"], "Hm, well\n");
     let answer = json_answer(&gateway, asked).await;
     assert_eq!(answer["content"], "So.");
+    assert_eq!(answer["reasoning"], "Hm, well\n");
+    let run = get(&gateway, &format!("/runs/{}", answer["run_id"].as_str().unwrap())).await;
+    assert_eq!(run.expect(200).await.json().await["response"], answer);
+    let answer = json_answer(&gateway, json!({"message": "Hi"})).await;
     assert!(!answer.to_string().contains("Hm, "), "{answer}");
 }
 
