@@ -70,6 +70,7 @@ pub(super) struct Server {
     heartbeat: Time,
     header_timeout: Time,
     body_timeout: Time,
+    idle_timeout: Time,
     write_timeout: Time,
     lost_timeout: Time,
     max_body: Size,
@@ -365,6 +366,7 @@ impl Tree {
         }
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
             return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
+            ("server.idle_timeout", server.idle_timeout.0),
         }
         if self.limits.memory.0 / 4 < server.max_body.0 {
             return Err(wrong(
@@ -397,6 +399,7 @@ impl Tree {
                 memory_limit: runs.memory_limit.0,
                 max_runs: self.limits.max_runs,
                 max_history_tokens: sessions.max_history_tokens,
+                idle_timeout: server.idle_timeout.0,
                 // Held, and once more while it is read: a quarter of the memory, half of what a caller may have.
                 max_history_bytes: sessions.max_history_size.0.min(self.limits.memory.0 / 8),
                 memory: self.limits.memory.0,

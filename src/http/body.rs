@@ -1,18 +1,12 @@
 //! A request's body: bounded in size and time, and JSON to the letter.
 
-use std::{
-    cell::Cell,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::cell::Cell;
 
 use axum::{
     body::Body,
     http::{HeaderMap, Request, header},
 };
 use bytes::{Bytes, BytesMut};
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -28,9 +22,6 @@ use crate::{
 const MAX_DEPTH: usize = 64;
 /// How many values JSON may have: each of them takes sixteen times what it takes to write `1,`. What is valid has fewer.
 const MAX_VALUES: usize = 100_000;
-/// What is still read of a body that was refused, so that its sender gets to read why.
-const DRAIN_BYTES: usize = 2 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The body of a request that must be JSON, and the memory that is reserved for it: twice its size, for what is made of it
 /// beside it.
@@ -101,75 +92,6 @@ async fn read(
         .await
         .map_err(slow)??;
     Ok((whole.freeze(), memory))
-}
-
-/// A body that is read on for a moment, and thrown away, when nobody wants it: a sender whose connection is reset while it
-/// sends never reads the answer. Who waits to be told to go on is not told.
-pub fn heard_out(headers: &HeaderMap, body: Body) -> Body {
-    use http_body::Body as _;
-    match body.is_end_stream() || headers.contains_key(header::EXPECT) {
-        true => body,
-        false => Body::new(HeardOut {
-            body: Some(body),
-            sends: true,
-        }),
-    }
-}
-
-struct HeardOut {
-    /// Until its end.
-    body: Option<Body>,
-    /// Whether there was something to read when it was last looked at. Who sends nothing has nothing to lose.
-    sends: bool,
-}
-
-impl http_body::Body for HeardOut {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(None);
-        };
-        let polled = Pin::new(body).poll_frame(cx);
-        self.sends = polled.is_ready();
-        let frame = ready!(polled);
-        if !matches!(frame, Some(Ok(_))) {
-            self.body = None;
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body
-            .as_ref()
-            .map_or_else(SizeHint::default, http_body::Body::size_hint)
-    }
-}
-
-impl Drop for HeardOut {
-    fn drop(&mut self) {
-        let unread = self
-            .body
-            .take()
-            .filter(|body| self.sends && !http_body::Body::is_end_stream(body));
-        let (Some(mut body), Ok(runtime)) = (unread, tokio::runtime::Handle::try_current()) else {
-            return;
-        };
-        runtime.spawn(tokio::time::timeout(DRAIN_TIME, async move {
-            let mut left = DRAIN_BYTES;
-            while let Some(Ok(frame)) = body.frame().await {
-                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
-                    Some(rest) => left = rest,
-                    None => break,
-                }
-            }
-        }));
-    }
 }
 
 fn media_type(headers: &HeaderMap) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{listen::ListenSettings, outlet::Outlet, silence::Ends};
+use super::{activity::Activity, listen::ListenSettings, outlet::Outlet, silence::Ends};
 use crate::patience::Patience;
 
 /// How long to wait at least before it is asked again whether a client is there.
@@ -30,6 +30,7 @@ pub(super) struct Guarded {
     stream: TcpStream,
     ends: Ends,
     outlet: Arc<Outlet>,
+    activity: Arc<Activity>,
     write_timeout: Duration,
     lost_timeout: Duration,
     /// While a write waits.
@@ -48,11 +49,17 @@ struct Stall {
 
 impl Guarded {
     /// Guards a connection, and tells its outlet.
-    pub(super) fn new(stream: TcpStream, ends: Ends, settings: &ListenSettings, outlet: Arc<Outlet>) -> Self {
+    pub(super) fn new(
+        (stream, ends): (TcpStream, Ends),
+        settings: &ListenSettings,
+        outlet: Arc<Outlet>,
+        activity: Arc<Activity>,
+    ) -> Self {
         Self {
             stream,
             ends,
             outlet,
+            activity,
             write_timeout: settings.write_timeout,
             lost_timeout: settings.lost_timeout,
             stall: None,
@@ -137,8 +144,10 @@ pub(super) fn takes_nothing(error: &(dyn std::error::Error + 'static)) -> bool {
 
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.outlet.listen(outcome.is_pending());
+        self.activity.receive(buf.filled().len() - filled);
         self.note(outcome)
     }
 }

@@ -18,9 +18,9 @@ use uuid::Uuid;
 
 use super::{
     Front,
-    body::heard_out,
     error::{self, Refusal, Unwritten},
     limits::{self, Told},
+    linger::heard_out,
     request_log::{self, RequestLine},
 };
 use crate::{

@@ -1,18 +1,24 @@
 //! The accept loop: from a listening socket to requests. Our own, because the library's has no deadline for headers, no
 //! TCP_NODELAY, and waits for open streams for ever.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    ops::DerefMut,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{BoxError, Router, body::Body};
 use hyper::{
-    Request,
+    Request, Response,
     body::Incoming,
     server::conn::{http1, http2},
     service::Service,
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
 use socket2::{SockRef, TcpKeepalive};
@@ -20,12 +26,13 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
+    time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::map_response_body::MapResponseBody;
 
 use super::{
+    activity::{Activity, Expiry, Held, silent},
     error::Problem,
     guarded::{Guarded, give_up_after, takes_nothing},
     layers::MAX_HEADERS,
@@ -54,8 +61,11 @@ const H2_PING: Duration = Duration::from_secs(20);
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenSettings {
-    /// How long a request's headers may take; those of a later request over HTTP/2 have until a ping stays unanswered.
+    /// How long a request's headers may take from their first byte on; over HTTP/2 the preface, because later headers
+    /// have until a ping stays unanswered.
     pub header_timeout: Duration,
+    /// How long a connection is kept on which no request is sent.
+    pub idle_timeout: Duration,
     /// How long a client may take nothing of what is written before its connection is cut. Its run goes on as its
     /// policy says.
     pub write_timeout: Duration,
@@ -82,7 +92,7 @@ pub async fn serve(
         Arc::new(Semaphore::new(settings.max_connections)),
         Arc::new(Semaphore::new(REFUSALS)),
     );
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     loop {
         let (stream, place) = tokio::select! {
             biased;
@@ -95,12 +105,12 @@ pub async fn serve(
             continue;
         };
         let service = TowerToHyperService::new(MapResponseBody::new(router.clone(), Measured::new as Measure));
-        let (protocols, watcher) = (protocols.clone(), graceful.watcher());
+        let protocols = protocols.clone();
         let (stop, give_up, meters) = (stop.clone(), give_up.clone(), meters.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _place = (place, meters.connection());
             tokio::select! {
-                outcome = protocols.serve(stream, service, watcher, stop) => if let Err(error) = outcome {
+                outcome = protocols.serve(stream, service, stop) => if let Err(error) = outcome {
                     if takes_nothing(&*error) {
                         meters.slow_client();
                     }
@@ -111,8 +121,9 @@ pub async fn serve(
         });
     }
     drop(listener);
+    connections.close();
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = connections.wait() => {}
         () = give_up.cancelled() => {}
     }
 }
@@ -239,7 +250,7 @@ impl Protocols {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
+            .header_read_timeout(None) // it would count the time between two requests too
             .max_headers(settings.max_headers)
             .max_buf_size(WRITE_BUFFER)
             .writev(false); // frames are small: one copy is cheaper than a vector of three
@@ -267,35 +278,40 @@ impl Protocols {
         &self,
         stream: TcpStream,
         service: TowerToHyperService<Served>,
-        watcher: Watcher,
         stop: CancellationToken,
     ) -> Result<(), BoxError> {
-        let deadline = Instant::now() + self.settings.header_timeout;
         // Looked at rather than read: a reader that has to be given bytes back costs every stream 8 KiB.
+        let (idle, head) = (self.settings.idle_timeout, self.settings.header_timeout);
         let http2 = tokio::select! {
             biased;
-            spoke = timeout_at(deadline, speaks_http2(&stream)) => spoke.map_err(|_| silent())??,
+            spoke = async {
+                timeout(idle, stream.peek(&mut [0])).await.map_err(|_| silent())??;
+                timeout(head, speaks_http2(&stream)).await.map_err(|_| silent())?
+            } => spoke?,
             () = stop.cancelled() => return Ok(()), // nothing was asked, so nothing is to be waited for
         };
         let outlet = Outlet::new(http2, self.settings.write_timeout, self.meters.clone());
+        let activity = Activity::new(http2);
         let ends = Ends::of(&stream)?;
-        let io = TokioIo::new(Guarded::new(stream, ends, &self.settings, outlet.clone()));
-        let asked = CancellationToken::new();
-        let first = asked.clone();
-        let service = Noted { service, asked };
+        let guarded = Guarded::new((stream, ends), &self.settings, outlet.clone(), activity.clone());
+        let io = TokioIo::new(guarded);
+        let service = Noted {
+            service,
+            activity: activity.clone(),
+        };
         // All of it, so that what is dropped with the connection knows which it was.
         outlet
             .clone()
             .serving(async {
                 if http2 {
                     // Boxed, so that the many of HTTP/1 need not hold room for it.
-                    let mut connection = Box::pin(watcher.watch(self.http2.serve_connection(io, service)));
-                    asked_by(deadline, first, &mut connection).await
+                    let connection = Box::pin(self.http2.serve_connection(io, service));
+                    attend(connection, &activity, &self.settings, stop).await
                 } else {
-                    let connection = pin!(watcher.watch(self.http1.serve_connection(io, service)));
+                    let connection = pin!(self.http1.serve_connection(io, service));
                     tokio::select! {
                         biased;
-                        outcome = asked_by(deadline, first, connection) => outcome,
+                        outcome = attend(connection, &activity, &self.settings, stop) => outcome,
                         () = outlet.left(ends) => Err(gone().into()),
                     }
                 }
@@ -304,27 +320,44 @@ impl Protocols {
     }
 }
 
-/// Serves a connection whose first request must be there by the deadline. HTTP/1 has a timeout for the headers of each
-/// request, which begins anew when we have looked which version is spoken; HTTP/2 has none, and would wait for half a
-/// preface for ever.
-async fn asked_by(
-    deadline: Instant,
-    first: CancellationToken,
-    mut connection: impl Future<Output = hyper::Result<()>> + Unpin,
+/// A connection that can be told to come to its end after what is under way.
+trait Connection: Future<Output = hyper::Result<()>> {
+    fn finish(self: Pin<&mut Self>);
+}
+
+impl Connection for http1::Connection<TokioIo<Guarded>, Noted> {
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl Connection for http2::Connection<TokioIo<Guarded>, Noted, Beside> {
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Serves a connection until it ends, or is to end: because no request comes any more, or the gateway stops.
+async fn attend<C: Connection>(
+    mut connection: Pin<impl DerefMut<Target = C> + Unpin>,
+    activity: &Activity,
+    settings: &ListenSettings,
+    stop: CancellationToken,
 ) -> Result<(), BoxError> {
-    // Boxed, for it is gone when the first request is there.
-    let in_time = Box::pin(timeout_at(deadline, first.cancelled_owned()));
     tokio::select! {
         biased;
         outcome = &mut connection => return Ok(outcome?),
-        asked = in_time => asked.map_err(|_| silent())?,
+        expiry = activity.expired(settings.header_timeout, Some(settings.idle_timeout)) => if expiry == Expiry::Head {
+            return Err(silent().into());
+        },
+        () = stop.cancelled_owned() => {}
     }
-    Ok(connection.await?)
-}
-
-/// Why a connection was closed on which nothing was asked in time.
-fn silent() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")
+    connection.as_mut().finish();
+    tokio::select! {
+        biased;
+        outcome = &mut connection => Ok(outcome?),
+        _ = activity.expired(settings.header_timeout, None) => Err(silent().into()),
+    }
 }
 
 /// Why a connection was closed whose client was found to have left.
@@ -332,20 +365,22 @@ fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the client has left")
 }
 
-/// A service that tells of its first request.
+/// A service that notes which requests are under way.
 struct Noted {
     service: TowerToHyperService<Served>,
-    asked: CancellationToken,
+    activity: Arc<Activity>,
 }
 
 impl Service<Request<Incoming>> for Noted {
-    type Response = <TowerToHyperService<Served> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<Served> as Service<Request<Incoming>>>::Error;
-    type Future = <TowerToHyperService<Served> as Service<Request<Incoming>>>::Future;
+    type Response = Response<Held<Measured<Body>>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.asked.cancel();
-        self.service.call(request)
+        let exchange = self.activity.begin();
+        let request = request.map(|body| Held::new(body, exchange.clone()));
+        let response = self.service.call(request);
+        Box::pin(async move { Ok(response.await?.map(|body| Held::new(body, exchange))) })
     }
 }
 

@@ -10,6 +10,7 @@ use axum::{
 
 use crate::{limit::Limiter, run::Runs};
 
+mod activity;
 pub mod admin;
 pub mod artifacts;
 pub mod auth;
@@ -23,6 +24,7 @@ mod guarded;
 pub mod health;
 pub mod layers;
 mod limits;
+mod linger;
 pub mod listen;
 mod nearest;
 pub mod order;

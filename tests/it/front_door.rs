@@ -357,7 +357,7 @@ async fn a_get_that_costs_something_is_not_for_prefetchers_nor_for_other_sites()
 }
 
 /// Short patience: what is slow is told at once.
-const HASTY: &str = "[server]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
+const HASTY: &str = "[server]\nheader_timeout = \"300ms\"\nidle_timeout = \"300ms\"\nbody_timeout = \"300ms\"";
 
 #[tokio::test]
 async fn who_says_nothing_or_dawdles_over_a_header_is_hung_up_on() {
@@ -399,7 +399,7 @@ async fn who_says_nothing_or_dawdles_over_a_header_is_hung_up_on() {
 
 #[tokio::test]
 async fn who_is_silent_first_and_dawdles_then_has_no_more_time_than_others() {
-    let (upstream, gateway) = house("[server]\nheader_timeout = \"3s\"").await;
+    let (upstream, gateway) = house("[server]\nheader_timeout = \"700ms\"\nidle_timeout = \"6s\"").await;
     let begun = std::time::Instant::now();
     let dawdlers = ["G", "PO", "P", "PRI * HTTP/2.0\r\n\r\nS"].map(async |first| {
         let mut client = soon("a connection", TcpStream::connect(gateway.addr())).await.unwrap();
@@ -410,9 +410,9 @@ async fn who_is_silent_first_and_dawdles_then_has_no_more_time_than_others() {
         begun.elapsed()
     });
     let closed = futures_util::future::join_all(dawdlers).await;
-    let patience = Duration::from_millis(2900)..Duration::from_millis(5500);
+    let patience = Duration::from_millis(3300)..Duration::from_millis(5500);
     assert!(closed.iter().all(|after| patience.contains(after)), "{closed:?}");
-    // Who has asked in time has as long again for the next, and for the answer whatever it takes.
+    // Who sends nothing has longer: before the first request, and between two.
     let mut late = Connection::open(&gateway).await;
     tokio::time::sleep(Duration::from_millis(1000)).await;
     for _ in 0..2 {
@@ -422,6 +422,50 @@ async fn who_is_silent_first_and_dawdles_then_has_no_more_time_than_others() {
     }
     assert_eq!(late.call(Call::get("/agents")).await.status, 200);
     assert_eq!(upstream.calls(), 0);
+}
+
+/// A load balancer keeps its connections, and uses them again.
+#[tokio::test]
+async fn a_connection_without_requests_is_kept_longer_than_a_head_may_take() {
+    let gate = Gate::new("the answer's end");
+    let upstream = Upstream::always(Script::sse().role().say("Hel").wait(&gate).say("lo").complete()).await;
+    let timeouts = "[server]\nheader_timeout = \"300ms\"\nidle_timeout = \"2s\"";
+    let gateway = Gateway::with(&upstream).toml(timeouts).start().await;
+    let mut kept = Connection::open(&gateway).await;
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        let answer = kept.call(Call::get("/agents")).await.expect(200).await;
+        kept = answer.body_and_connection().await.1;
+    }
+    // An answer takes as long as it takes, and what comes meanwhile is no head.
+    let mut answer = kept.call(Call::post("/chat/sse").json(&json!({"message": "Hi"}))).await;
+    answer.next_event_named("token").await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    gate.open();
+    assert_eq!(answer.transcript().await.text(), "Hello");
+    let mut idle = get_kept(&gateway).await;
+    let since = std::time::Instant::now();
+    let closed = idle.closed().await.duration_since(since);
+    assert!(closed >= Duration::from_millis(1800), "{closed:?}");
+    // Over HTTP/2 as well; it is told that the connection ends.
+    let tcp = soon("a connection", TcpStream::connect(gateway.addr())).await.unwrap();
+    let (mut sender, connection) = soon("a handshake", h2::client::handshake(tcp)).await.unwrap();
+    let since = std::time::Instant::now();
+    let ended = tokio::spawn(async move { connection.await.map(|()| since.elapsed()) });
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        let request = axum::http::Request::get(format!("http://{}/agents", gateway.addr()))
+            .body(())
+            .unwrap();
+        sender = soon("a stream", sender.ready()).await.unwrap();
+        let (response, _) = sender.send_request(request, true).unwrap();
+        assert_eq!(soon("an answer", response).await.unwrap().status(), 200);
+    }
+    let lasted = soon("the connection's end", ended)
+        .await
+        .unwrap()
+        .expect("a graceful end");
+    assert!(lasted >= Duration::from_millis(3600), "{lasted:?}");
 }
 
 /// A connection over which a request has gone well.
@@ -540,6 +584,15 @@ async fn who_sends_too_much_gets_to_read_that_it_is_too_much() {
         let answer = connection.answer(what).await.expect(413).await;
         assert_eq!(answer.problem().await, "body_too_large", "{what}");
     }
+    // As urllib does: far more than is taken, all of it before anything is read, and no other request after it.
+    let mut connection = Connection::open(&gateway).await;
+    let rest = format!(
+        "Connection: close\r\nContent-Length: 9500000\r\n\r\n{}",
+        " ".repeat(9_500_000)
+    );
+    connection.send_raw(format!("{head}{rest}")).await;
+    let answer = connection.answer("9.5 MB").await.expect(413).await;
+    assert_eq!(answer.problem().await, "body_too_large");
     // One that sends far too much reads it as well, before its connection is closed.
     let mut connection = Connection::open(&gateway).await;
     connection

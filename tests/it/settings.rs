@@ -171,6 +171,7 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ("[server]\nmax_headers = -1", "server.max_headers"),
         ("[server]\nheartbeat = \"0s\"", "server.heartbeat"),
         ("[server]\nheader_timeout = \"0ms\"", "server.header_timeout"),
+        ("[server]\nidle_timeout = \"0ms\"", "server.idle_timeout"),
         ("[server]\nbody_timeout = \"0ms\"", "server.body_timeout"),
         ("[server]\nwrite_timeout = \"0ms\"", "server.write_timeout"),
         ("[server]\nlost_timeout = \"1s\"", "server.lost_timeout"),
