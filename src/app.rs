@@ -53,6 +53,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
     let artifacts = Artifacts {
         blobs: blobs(&settings)?,
         limits: settings.artifacts,
+        public_url: settings.public_url.clone(),
     };
     let store = store::open_counted(settings.store_url.as_str(), &meters).await?;
     let others = match store::open_relay(settings.run_log_url.as_str())? {

@@ -54,6 +54,7 @@ impl Shared {
                 max_headers: settings.listener.max_headers,
                 memory: self.runs.memory.clone(),
                 body_timeout: settings.body_timeout,
+                public_url: settings.public_url.clone(),
                 heartbeat: settings.heartbeat,
                 detach_grace: settings.detach_grace,
                 allowed_origins: settings.cors_allowed_origins.clone(),

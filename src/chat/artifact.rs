@@ -17,7 +17,7 @@ pub struct Artifact {
     pub size: u64,
     /// SHA-256 of its bytes, in lower-case hex.
     pub sha256: String,
-    /// Where it can be downloaded: a path on this gateway.
+    /// Where it can be downloaded: a path on this gateway, or its public address and that path.
     pub url: String,
 }
 

@@ -75,6 +75,8 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// How long a body may take.
     pub body_timeout: Duration,
+    /// What addresses in answers begin with; may be empty.
+    pub public_url: String,
     /// How large it may be.
     pub max_body: usize,
     /// How connections are served.

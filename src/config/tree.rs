@@ -67,10 +67,11 @@ pub(super) struct Server {
     admin_listen: OptionalAddress,
     cors_allowed_origins: List,
     pub(super) trusted_hosts: List,
+    public_url: String,
     heartbeat: Time,
     header_timeout: Time,
-    body_timeout: Time,
     idle_timeout: Time,
+    body_timeout: Time,
     write_timeout: Time,
     lost_timeout: Time,
     max_body: Size,
@@ -351,9 +352,21 @@ impl Tree {
                 )));
             }
         }
+        let public_url = server.public_url.trim_end_matches('/').to_owned();
+        let address = url::Url::parse(&public_url);
+        let address = address.is_ok_and(|url| {
+            let plain = url.username().is_empty() && url.password().is_none();
+            let path_only = url.query().is_none() && url.fragment().is_none();
+            matches!(url.scheme(), "http" | "https") && plain && path_only
+        });
+        if !public_url.is_empty() && !address {
+            let example = "must be the gateway's address, such as https://ai.example/gateway";
+            return Err(wrong(format!("server.public_url: {example}")));
+        }
         let positive = [
             ("server.heartbeat", server.heartbeat.0),
             ("server.header_timeout", server.header_timeout.0),
+            ("server.idle_timeout", server.idle_timeout.0),
             ("server.body_timeout", server.body_timeout.0),
             ("server.write_timeout", server.write_timeout.0),
             ("runs.deadline", runs.deadline.0),
@@ -366,7 +379,6 @@ impl Tree {
         }
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
             return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
-            ("server.idle_timeout", server.idle_timeout.0),
         }
         if self.limits.memory.0 / 4 < server.max_body.0 {
             return Err(wrong(
@@ -382,10 +394,12 @@ impl Tree {
             admin_listen: server.admin_listen.0,
             cors_allowed_origins: server.cors_allowed_origins.0.clone(),
             heartbeat: server.heartbeat.0,
+            public_url,
             body_timeout: server.body_timeout.0,
             max_body: server.max_body.0,
             listener: ListenSettings {
                 header_timeout: server.header_timeout.0,
+                idle_timeout: server.idle_timeout.0,
                 write_timeout: server.write_timeout.0,
                 lost_timeout: server.lost_timeout.0,
                 max_headers: server.max_headers.clamp(1, 1000),
@@ -399,7 +413,6 @@ impl Tree {
                 memory_limit: runs.memory_limit.0,
                 max_runs: self.limits.max_runs,
                 max_history_tokens: sessions.max_history_tokens,
-                idle_timeout: server.idle_timeout.0,
                 // Held, and once more while it is read: a quarter of the memory, half of what a caller may have.
                 max_history_bytes: sessions.max_history_size.0.min(self.limits.memory.0 / 8),
                 memory: self.limits.memory.0,

@@ -67,6 +67,8 @@ pub struct FrontSettings {
     pub memory: crate::limit::MemoryBudget,
     /// How long a body may take.
     pub body_timeout: std::time::Duration,
+    /// What addresses in answers begin with; may be empty.
+    pub public_url: String,
     /// After how much silence a heartbeat is sent.
     pub heartbeat: std::time::Duration,
     /// What `on_disconnect: grace` means.

@@ -38,14 +38,15 @@ pub async fn start(
 ) -> Result<Response, Refusal> {
     let (order, _) = chat::ordered(request, &["key"], Door::Background, caller, &front).await?;
     let run = front.runs.start(order).await?; // and nobody reads it yet
-    let events_url = format!("/runs/{}/events", run.id);
+    let place = format!("{}/runs/{}", front.settings.public_url, run.id);
+    let events_url = format!("{place}/events");
     let started = Started {
         run_id: run.id,
         session_id: run.session_id.as_ref(),
         events_url: &events_url,
     };
     let mut response = (StatusCode::ACCEPTED, Json(started)).into_response();
-    if let Ok(location) = format!("/runs/{}", run.id).parse() {
+    if let Ok(location) = place.parse() {
         response.headers_mut().insert(header::LOCATION, location);
     }
     format::name_run(response.headers_mut(), &run.id, run.session_id.as_ref());

@@ -34,6 +34,8 @@ pub struct Artifacts {
     pub blobs: Blobs,
     /// The limits.
     pub limits: ArtifactLimits,
+    /// What the address of a file begins with; may be empty.
+    pub public_url: String,
 }
 
 /// The limits of the files that runs make.
@@ -78,7 +80,7 @@ impl Shelf {
     async fn write(&self, file: File) -> Result<Option<Artifact>, Error> {
         let bytes = file.bytes.clone();
         let hashed = tokio::task::spawn_blocking(move || sha256(&bytes)).await; // a large file takes some milliseconds
-        let artifact = Artifact::new(
+        let mut artifact = Artifact::new(
             ArtifactId::generate(),
             plain_name(&file.name),
             media_type(&file.media_type),
@@ -86,6 +88,7 @@ impl Shelf {
             hashed.map_err(Error::internal)?,
         );
         let now = self.store.now();
+        artifact.url.insert_str(0, &self.artifacts.public_url);
         let record = ArtifactRecord {
             artifact,
             principal: self.principal.clone(),
@@ -302,6 +305,7 @@ pub(super) mod tests {
                 max_size: 100,
                 max_per_run: 2,
             },
+            public_url: String::new(),
         };
         let limits = Limits {
             deadline: LIFE,
@@ -423,7 +427,6 @@ pub(super) mod tests {
         let shelf = runs.shelf(&*run(&runs, None).await);
         let made = shelf.keep(file("1")).await.unwrap();
         assert!(runs.artifact(&Principal::named("ada"), made.id).await.is_ok());
-        let now = jiff::Timestamp::now().as_millisecond();
         let life = 2 * LIFE.as_millis() as i64;
         assert!(runs.store.due(now + life - 10_000, None, 9).await.unwrap().is_empty());
         assert_eq!(runs.store.due(now + life + 10, None, 9).await.unwrap()[0].id, made.id);
@@ -441,7 +444,6 @@ pub(super) mod tests {
             created_at: 0,
         };
         let id = record.artifact.id;
-        let now = jiff::Timestamp::now().as_millisecond();
         assert!(runs.store.announce(&record, now - 1).await.unwrap());
         runs.artifacts.blobs.put(id, "1".into()).await.unwrap();
         assert!(runs.artifact(&run.principal, id).await.is_err());

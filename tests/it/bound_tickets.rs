@@ -5,6 +5,11 @@ use crate::house::{Call, Gate, Gateway, Place, Script, Upstream, get, openai, po
 
 const AGENTS: &str = "[agents.tutor]\nmodel = \"openai/test-model\"\ninstructions = \"You are a tutor.\"";
 
+/// A gateway in memory whose demo writes files.
+const DEMO: &str = "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"\"\n";
+const DEMO_AGENT: &str = "[store]\nurl = \"memory:\"\n[artifacts]\nurl = \"memory:\"\n\
+    [agents.assistant]\nmodel = \"demo\"\ntools = [\"write_file\"]\n[providers.demo]\nkind = \"demo\"";
+
 fn web(upstream: &Upstream) -> crate::house::Recipe {
     Gateway::with(upstream).toml(AGENTS).key("web", "web", "")
 }
@@ -273,12 +278,35 @@ async fn the_events_of_a_session_are_those_of_its_active_run() {
 }
 
 #[tokio::test]
+async fn behind_a_prefix_answers_name_the_public_address() {
+    let public = "https://ai.example/gateway";
+    let toml = format!("{DEMO}public_url = \"{public}/\"\n{DEMO_AGENT}");
+    let gateway = Gateway::start(&toml).await;
+    let begun = post(&gateway, "/runs", json!({"message": "Hi"}))
+        .await
+        .expect(202)
+        .await;
+    let place = format!("{public}/runs/{}", begun.header("x-run-id"));
+    assert_eq!(begun.header("location"), place);
+    assert_eq!(begun.json().await["events_url"], format!("{place}/events"));
+    let body = json!({"message": "Write a short report as report.md"});
+    let transcript = post(&gateway, "/chat/sse", body)
+        .await
+        .expect(200)
+        .await
+        .transcript()
+        .await;
+    let done = transcript.terminal().json();
+    let file = &done["artifact_files"][0];
+    assert_eq!(
+        file["url"],
+        format!("{public}/artifacts/{}", file["id"].as_str().unwrap())
+    );
+}
+
+#[tokio::test]
 async fn a_ticket_downloads_one_file_once() {
-    let gateway = Gateway::start(
-        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"\"\n[store]\nurl = \"memory:\"\n[artifacts]\nurl = \"memory:\"\n\
-         [agents.assistant]\nmodel = \"demo\"\ntools = [\"write_file\"]\n[providers.demo]\nkind = \"demo\"",
-    )
-    .await;
+    let gateway = Gateway::start(&format!("{DEMO}{DEMO_AGENT}")).await;
     let file = async |session: &str| {
         let body = json!({"message": "Write a short report as report.md", "session_id": session});
         let made = post(&gateway, "/chat", body).await.expect(200).await.json().await;
