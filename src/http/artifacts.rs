@@ -6,7 +6,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use std::{fmt::Write as _, ops::Range};
@@ -15,8 +15,8 @@ use super::{
     Front,
     auth::Caller,
     error::Refusal,
-    query::{PathId, known},
-    tickets::Visitor,
+    query::{PathId, Query, known},
+    tickets::{self, Visitor},
 };
 use crate::{
     chat::ArtifactId,
@@ -28,10 +28,13 @@ pub async fn download(
     State(front): State<Front>,
     Visitor { caller, ticket }: Visitor,
     id: PathId,
-    method: Method,
-    headers: HeaderMap,
+    (method, uri, headers): (Method, Uri, HeaderMap),
 ) -> Result<Response, Refusal> {
     let id: ArtifactId = known(id)?;
+    let mut query = Query::read(uri.query(), &["ticket"])?;
+    if query.take("ticket").is_some() != ticket.is_some() {
+        return Err(tickets::invalid().into()); // one that is written in another way
+    }
     if let Some(ticket) = &ticket {
         ticket.download(&front, id, &method).await?;
     }
