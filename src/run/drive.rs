@@ -261,6 +261,7 @@ impl Runs {
             }
             (Ok(()), error) => (status, error),
         };
+        self.shorten_files(run, &done.answer.artifact_files, end.ended_at).await;
         done.duration_ms = millis(run.began.elapsed());
         tell(run, status, &done, error.as_ref(), committed, trace);
         self.count(run, status, &done, &end.calls);

@@ -358,6 +358,9 @@ impl ArtifactStore for Brittle {
     fn keep<'a>(&'a self, record: &'a ArtifactRecord, erase_after: Option<i64>) -> Later<'a, bool> {
         self.within.keep(record, erase_after)
     }
+    fn shorten<'a>(&'a self, ids: &'a [ArtifactId], erase_after: i64) -> Later<'a, ()> {
+        self.within.shorten(ids, erase_after)
+    }
     fn artifact<'a>(&'a self, principal: &'a Principal, id: ArtifactId) -> Later<'a, Option<ArtifactRecord>> {
         self.within.artifact(principal, id)
     }

@@ -25,6 +25,8 @@ const MAX_NAME: usize = 128;
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long whoever erases a session waits for the bytes of its files to be erased too.
 const ERASED: Duration = Duration::from_secs(5);
+/// How long a run's end may wait for the life of its files to be shortened.
+const SHORTEN: Duration = Duration::from_secs(1);
 /// How many records a sweep takes at a time, and how many files it erases at a time.
 const PAGE: (u32, usize) = (100, 8);
 
@@ -54,7 +56,7 @@ pub(super) struct Shelf {
     principal: Principal,
     session_id: Option<SessionId>,
     run_id: RunId,
-    /// How long the files of a run that is not stored can be had, in milliseconds: as long as the run.
+    /// How long the files of a run that is not stored can be had if nobody says when it ended, in milliseconds.
     life: i64,
     kept: Mutex<Kept>,
 }
@@ -164,6 +166,20 @@ impl Runs {
             run_id: run.id,
             life: i64::try_from(life.as_millis()).unwrap_or(i64::MAX),
             kept: Mutex::default(),
+        }
+    }
+
+    /// Has the files of a run that is not stored go with the run's replay window. If that cannot be written, they go a
+    /// run's longest time later.
+    pub(super) async fn shorten_files(&self, run: &Run, files: &[Artifact], ended_at: i64) {
+        if run.session_id.is_some() || files.is_empty() {
+            return;
+        }
+        let window = i64::try_from(self.limits.replay_window.as_millis()).unwrap_or(i64::MAX);
+        let ids: Vec<ArtifactId> = files.iter().map(|file| file.id).collect();
+        let shortened = self.store.shorten(&ids, ended_at.saturating_add(window));
+        if !matches!(tokio::time::timeout(SHORTEN, shortened).await, Ok(Ok(()))) {
+            tracing::debug!(run_id = %run.id, "the files of a run that is not stored are kept for longer than it");
         }
     }
 
@@ -430,6 +446,19 @@ pub(super) mod tests {
         let life = 2 * LIFE.as_millis() as i64;
         assert!(runs.store.due(now + life - 10_000, None, 9).await.unwrap().is_empty());
         assert_eq!(runs.store.due(now + life + 10, None, 9).await.unwrap()[0].id, made.id);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_a_run_that_is_not_stored_goes_with_the_runs_window() {
+        let runs = runs();
+        let run = run(&runs, None).await;
+        let shelf = runs.shelf(&run);
+        let made = shelf.keep(file("1")).await.unwrap();
+        let ended_at = jiff::Timestamp::now().as_millisecond();
+        runs.shorten_files(&run, &shelf.kept(), ended_at).await;
+        let window = LIFE.as_millis() as i64;
+        assert!(runs.store.due(ended_at + window - 1, None, 9).await.unwrap().is_empty());
+        assert_eq!(runs.store.due(ended_at + window, None, 9).await.unwrap()[0].id, made.id);
     }
 
     #[tokio::test]

@@ -46,6 +46,9 @@ pub trait ArtifactStore: Send + Sync {
     /// `false` if it is not pending any more, or its session was erased meanwhile.
     fn keep<'a>(&'a self, record: &'a ArtifactRecord, erase_after: Option<i64>) -> BoxFuture<'a, Result<bool, Error>>;
 
+    /// Makes ready records due after `erase_after`, if they are of a run that is not stored and were due later.
+    fn shorten<'a>(&'a self, ids: &'a [ArtifactId], erase_after: i64) -> BoxFuture<'a, Result<(), Error>>;
+
     /// A ready record of this principal's, whose time is not over.
     fn artifact<'a>(
         &'a self,

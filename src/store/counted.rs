@@ -121,6 +121,7 @@ impl ArtifactStore for Counted {
     counted! {
         announce(record: &'a ArtifactRecord, erase_after: i64) -> bool;
         keep(record: &'a ArtifactRecord, erase_after: Option<i64>) -> bool;
+        shorten(ids: &'a [ArtifactId], erase_after: i64) -> ();
         artifact(principal: &'a Principal, id: ArtifactId) -> Option<ArtifactRecord>;
         due(now: i64, after: Option<Due>, limit: u32) -> Vec<Due>;
         forget(gone: &'a [Due]) -> ();

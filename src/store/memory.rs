@@ -377,6 +377,17 @@ impl ArtifactStore for Memory {
         Box::pin(ready(Ok(kept.is_some())))
     }
 
+    fn shorten<'a>(&'a self, ids: &'a [ArtifactId], erase_after: i64) -> BoxFuture<'a, Result<(), Error>> {
+        let mut shelves = self.shelves();
+        for id in ids {
+            let file = shelves.files.get_mut(id);
+            if let Some(file) = file.filter(|file| file.ready && file.record.session_id.is_none()) {
+                file.erase_after = file.erase_after.map(|time| time.min(erase_after));
+            }
+        }
+        Box::pin(ready(Ok(())))
+    }
+
     fn artifact<'a>(
         &'a self,
         principal: &'a Principal,

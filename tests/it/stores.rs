@@ -1397,6 +1397,18 @@ async fn a_file_without_a_session_has_its_time(store: &Kept) {
     assert_eq!(shown(store, &over).await, None);
     assert_eq!(due_by(store, 1000).await, [over.artifact.id]);
     assert_eq!(due_by(store, soon()).await, [over.artifact.id, file.artifact.id]);
+    // Its time may be made shorter, and not longer; that of a file with a session is the session's.
+    let stored = run(&ada(), &id("s"), 2);
+    begin(store, &stored, "u").await;
+    let lasting = record(&stored);
+    assert!(store.announce(&lasting, soon()).await.unwrap());
+    assert!(store.keep(&lasting, None).await.unwrap());
+    let all = [file.artifact.id, over.artifact.id, lasting.artifact.id];
+    store.shorten(&all, 2000).await.unwrap();
+    assert_eq!(shown(store, &file).await, None);
+    assert_eq!(shown(store, &lasting).await, Some(lasting.clone()));
+    assert_eq!(due_by(store, 1000).await, [over.artifact.id]);
+    assert_eq!(due_by(store, 2000).await, [over.artifact.id, file.artifact.id]);
 }
 
 async fn a_file_of_an_erased_run_is_not_begun(store: &Kept) {

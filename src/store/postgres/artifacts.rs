@@ -75,6 +75,22 @@ impl ArtifactStore for Postgres {
         }))
     }
 
+    fn shorten<'a>(&'a self, ids: &'a [ArtifactId], erase_after: i64) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.patiently(move |_| async move {
+            let ids: Vec<String> = ids.iter().map(ArtifactId::to_string).collect();
+            let mut db = self.lend().await?;
+            sqlx::query(
+                "UPDATE artifacts SET erase_after = $2 WHERE id = ANY($1) AND ready AND session_id IS NULL AND erase_after > $2",
+            )
+            .bind(ids)
+            .bind(erase_after)
+            .execute(&mut *db)
+            .await?;
+            db.back();
+            Ok(())
+        }))
+    }
+
     fn artifact<'a>(
         &'a self,
         principal: &'a Principal,

@@ -24,6 +24,10 @@ pub(super) enum ArtifactOp {
         session: Option<SessionId>,
         erase_after: Option<i64>,
     },
+    Shorten {
+        ids: Vec<ArtifactId>,
+        erase_after: i64,
+    },
     Forget(Vec<Due>),
 }
 
@@ -67,6 +71,19 @@ impl ArtifactOp {
                 .execute(db)
                 .await?
             }
+            ArtifactOp::Shorten { ids, erase_after } => {
+                for id in ids {
+                    sqlx::query(
+                        "UPDATE artifacts SET erase_after = ?1 \
+                         WHERE id = ?2 AND ready = 1 AND session_id IS NULL AND erase_after > ?1",
+                    )
+                    .bind(erase_after)
+                    .bind(id.to_string())
+                    .execute(&mut *db)
+                    .await?;
+                }
+                return Ok(0);
+            }
             ArtifactOp::Forget(gone) => {
                 for due in gone {
                     sqlx::query("DELETE FROM artifacts WHERE id = ? AND erase_after = ?")
@@ -98,6 +115,14 @@ impl ArtifactStore for Sqlite {
             erase_after,
         };
         Box::pin(async move { self.write(Op::Artifact(op)).await.map(|rows| rows > 0) })
+    }
+
+    fn shorten<'a>(&'a self, ids: &'a [ArtifactId], erase_after: i64) -> BoxFuture<'a, Result<(), Error>> {
+        let ids = ids.to_vec();
+        Box::pin(async move {
+            let op = ArtifactOp::Shorten { ids, erase_after };
+            self.write(Op::Artifact(op)).await.map(drop)
+        })
     }
 
     fn artifact<'a>(
