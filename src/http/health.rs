@@ -14,7 +14,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::{Front, error::Refusal, format};
 use crate::{
     error::{Error, ErrorCode},
-    run::Runs,
+    run::{RelayState, Runs},
 };
 
 /// How long the store may take to say that it is there.
@@ -58,8 +58,9 @@ pub async fn ready(_: format::TakesJson, State(front): State<Front>) -> Result<R
     }
     front.readiness.store(&front.runs).await?;
     let run_log = match front.runs.relayed() {
-        None | Some(true) => "ok",
-        Some(false) => "unreachable",
+        None | Some(RelayState::Up) => "ok",
+        Some(RelayState::NotWritable) => "not_writable",
+        Some(RelayState::Unreachable) => "unreachable",
     };
     let ready = Ready {
         status: "ready",

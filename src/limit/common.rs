@@ -74,10 +74,15 @@ impl Common {
 
     /// Connects, so that the first request is counted by all; a tally that is not there is not waited for.
     pub async fn begin(&self) {
-        match timeout(START, self.tally.ready()).await {
-            Ok(Ok(())) => self.well.store(true, Ordering::Release),
-            _ => tracing::warn!("limits are counted by each gateway for itself until the others answer"),
-        }
+        let cause = match timeout(START, self.tally.ready()).await {
+            Ok(Ok(())) => return self.well.store(true, Ordering::Release),
+            Ok(Err(error)) => error.causes(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        tracing::warn!(
+            cause,
+            "limits are counted by each gateway for itself until Redis can be used"
+        );
     }
 
     /// What the tally says, if it does so in time.
@@ -128,7 +133,7 @@ impl Common {
         if self.well.swap(false, Ordering::AcqRel) {
             tracing::warn!(
                 cause,
-                "limits are counted by each gateway for itself; the others do not answer in time"
+                "limits are counted by each gateway for itself until Redis can be used"
             );
             self.bell.notify_one();
         }

@@ -1,8 +1,10 @@
-//! Erasing a session at every gateway, and stopping runs of other gateways: requests between gateways through the store.
+//! Erasing a session at every gateway, and stopping runs of other gateways: requests between
+//! gateways through the store.
 //!
-//! A session is erased from the store first, in one transaction with a notice for every other gateway and for the relay.
-//! A gateway forgets the logs and keys of the runs, and removes its notice; the relay comes last, because a gateway may
-//! still be writing to it. The relay only makes notices faster: it rings, and whoever hears it looks into the store.
+//! A session is erased from the store first, in one transaction with a notice for every other
+//! gateway and for the relay. A gateway forgets the logs and keys of the runs, and removes its
+//! notice; the relay comes last, because a gateway may still be writing to it. The relay only makes
+//! notices faster: it rings, and whoever hears it looks into the store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,10 +33,12 @@ const RING: Duration = Duration::from_millis(250);
 const MARGIN: Duration = Duration::from_secs(60);
 
 impl Runs {
-    /// Erases a session and everything of it, at every gateway; a run that goes on is cancelled first.
+    /// Erases a session and everything of it, at every gateway; a run that goes on is cancelled
+    /// first.
     ///
     /// # Errors
-    /// The store's; `store_unavailable` if a gateway, or the relay, may still have some of it. Erasing again is right then.
+    /// The store's; `store_unavailable` if a gateway, or the relay, may still have some of it.
+    /// Erasing again is right then.
     pub async fn erase(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
         let unended = self.registry.unended(principal, session);
         // All of them first: those that wait for the session must not have their turn now.
@@ -47,7 +51,8 @@ impl Runs {
         self.confirm_erased(principal, session).await
     }
 
-    /// Asks the gateway of a run to stop it: through the store, and through the relay, which is faster.
+    /// Asks the gateway of a run to stop it: through the store, and through the relay, which is
+    /// faster.
     ///
     /// # Errors
     /// `store_unavailable` if neither took it.
@@ -59,8 +64,8 @@ impl Runs {
         }
     }
 
-    /// Sends a call to stop through the relay. Other gateways look for notices whenever they hear one. False if it was not
-    /// taken in time.
+    /// Sends a call to stop through the relay. Other gateways look for notices whenever they hear
+    /// one. False if it was not taken in time.
     async fn ring(&self, run: RunId) -> bool {
         let Some(fleet) = &self.fleet else { return false };
         fleet.is_up() && matches!(timeout(RING, fleet.stop(run)).await, Ok(Ok(())))
@@ -82,7 +87,8 @@ impl Runs {
         Ok(())
     }
 
-    /// Waits until every gateway that lives, and the relay, has forgotten the runs of an erased session.
+    /// Waits until every gateway that lives, and the relay, has forgotten the runs of an erased
+    /// session.
     async fn confirm_erased(&self, principal: &Principal, session: &SessionId) -> Result<(), Error> {
         if !self.store.shared() {
             return Ok(());
@@ -117,7 +123,8 @@ impl Runs {
         }
     }
 
-    /// Carries out what other gateways ask through the store, for ever. Returns at once with a store of one gateway's.
+    /// Carries out what other gateways ask through the store, for ever. Returns at once with a
+    /// store of one gateway's.
     pub async fn follow_notices(&self) {
         if !self.store.shared() {
             return;
@@ -133,7 +140,8 @@ impl Runs {
                     continue;
                 }
             };
-            // Others had given this gateway up, and did not wait for it: anything may have been erased meanwhile.
+            // Others had given this gateway up, and did not wait for it: anything may have been
+            // erased meanwhile.
             if registrations
                 .replace(notices.registrations)
                 .is_some_and(|known| known != notices.registrations)
@@ -172,7 +180,8 @@ impl Runs {
         self.store.settle(&[erasure.id]).await
     }
 
-    /// Erases the logs of an erased session from the relay. One that has expired there by itself needs no relay.
+    /// Erases the logs of an erased session from the relay. One that has expired there by itself
+    /// needs no relay.
     async fn erase_relayed(&self, erasure: &Erasure) -> Result<(), Error> {
         let expired = erasure.age > self.limits.replay_window + self.limits.deadline + MARGIN;
         if let Some(fleet) = self.fleet.as_ref().filter(|_| !expired) {

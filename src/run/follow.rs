@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Interest, Reader, Run, Runs, elsewhere, fleet::Fleet, log::out_of_sight};
+use super::{
+    Interest, Reader, Run, Runs, elsewhere,
+    fleet::{Fleet, FoundRow},
+    log::out_of_sight,
+};
 
 use crate::{
     chat::{Done, Event, Principal, RunId, SessionId, Usage},
@@ -93,7 +97,7 @@ impl Runs {
             }
             return follow_log(run, after);
         }
-        let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
+        let record = self.row(principal, id).await?.ok_or_else(Error::not_found)?;
         if self.goes_on_elsewhere(&record) {
             *how = Resume::Remote;
             let fleet = self.fleet.as_ref().ok_or_else(elsewhere)?;
@@ -112,7 +116,7 @@ impl Runs {
             ));
         }
         if let Some(fleet) = &self.fleet {
-            return self.follow_ended(fleet, record, after).await;
+            return self.follow_ended(fleet, &record, after).await;
         }
         let (seq, last) = match last_words(&record) {
             Some(known) => known,
@@ -126,23 +130,32 @@ impl Runs {
             return Err(ahead());
         }
         Ok(Follow::Events(Reader::new(
-            Run::kept(record, seq, vec![last]),
+            Run::kept(RunRecord::clone(&record), seq, vec![last]),
             seq,
             Interest::Every,
         )))
     }
 
+    /// A run's row. Beside other gateways it is read once for all that ask for it at the same time: a result is long.
+    async fn row(&self, principal: &Principal, id: RunId) -> FoundRow {
+        let read = async || Ok(self.store.run(principal, id).await?.map(Arc::new));
+        match &self.fleet {
+            Some(fleet) => fleet.rows.join((principal.clone(), id), read).await,
+            None => read().await,
+        }
+    }
+
     /// Follows a run that ended at another gateway, or died with it. What its readers there were told last may not have
     /// been mirrored.
-    async fn follow_ended(&self, fleet: &Fleet, record: RunRecord, after: Option<u64>) -> Result<Follow, Error> {
-        let shadow = fleet.shadow(&record).await?;
+    async fn follow_ended(&self, fleet: &Fleet, record: &RunRecord, after: Option<u64>) -> Result<Follow, Error> {
+        let shadow = fleet.shadow(record).await?;
         if !shadow.log.concluded() {
             fleet.catch_up(&shadow).await?;
         }
         // That it ended is known when that is written down; what it said before is mirrored some moments later.
         let just_now = record.end.as_ref().is_some_and(|end| self.since(end.ended_at) < LATELY);
         let lacking = || {
-            let last = last_words(&record).is_some_and(|(seq, _)| seq > shadow.log.next_seq());
+            let last = last_words(record).is_some_and(|(seq, _)| seq > shadow.log.next_seq());
             just_now && last && !shadow.log.ended()
         };
         let deadline = Instant::now() + AHEAD;
@@ -151,12 +164,12 @@ impl Runs {
             fleet.catch_up(&shadow).await?;
         }
         // A gateway that died may have told its own readers more than it could mirror.
-        let died = record.status == RunStatus::Interrupted && last_words(&record).is_none();
+        let died = record.status == RunStatus::Interrupted && last_words(record).is_none();
         if shadow.log.concluded() && !(died && after > shadow.log.last_seq()) {
             return follow_shadow(shadow, after).await;
         }
         let (known, next) = (shadow.log.next_seq(), after.map_or(0, |after| after + 1));
-        let (seq, last) = match last_words(&record) {
+        let (seq, last) = match last_words(record) {
             Some((seq, last)) if seq == next || (seq == known && !shadow.log.ended()) => (seq, last),
             None if died => {
                 let told = record.end.as_ref().and_then(|end| end.last_seq).unwrap_or(0);
@@ -175,7 +188,7 @@ impl Runs {
             return follow_log(shadow, after);
         }
         Ok(Follow::Events(Reader::new(
-            Run::kept(record, seq, vec![last]),
+            Run::kept(record.clone(), seq, vec![last]),
             seq,
             Interest::Every,
         )))
@@ -285,7 +298,7 @@ async fn follow_shadow(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Erro
 }
 
 /// The number and the last event of a run, where its row has them.
-fn last_words(record: &RunRecord) -> Option<(u64, Event)> {
+pub(super) fn last_words(record: &RunRecord) -> Option<(u64, Event)> {
     let end = record.end.as_ref()?;
     let last = match (record.status, &end.done, &end.error) {
         (RunStatus::Completed, Some(done), _) => Event::Done(done.clone()),

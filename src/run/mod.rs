@@ -41,6 +41,7 @@ pub mod registry;
 mod shelf;
 pub mod start;
 
+pub use fleet::RelayState;
 pub use follow::Follow;
 pub use log::{Found, Interest, Reader, View};
 pub use permit::Permit;
@@ -347,10 +348,10 @@ impl Runs {
         }
     }
 
-    /// Whether other gateways can be told of runs, as far as is known; `None` where there are none to tell.
+    /// The state of the relay, as far as is known; `None` without one.
     #[must_use]
-    pub fn relayed(&self) -> Option<bool> {
-        self.fleet.as_ref().map(|fleet| fleet.is_up())
+    pub fn relayed(&self) -> Option<RelayState> {
+        self.fleet.as_ref().map(|fleet| fleet.state())
     }
 
     /// Whether new runs are refused because the gateway goes down.

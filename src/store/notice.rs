@@ -1,6 +1,7 @@
 //! Notices between the gateways of one store: a run that is to stop, and a session that was erased.
 //!
-//! Notices go through the store, because the relay may be away. A gateway reads its notices a few times per second.
+//! Notices go through the store, because the relay may be away. A gateway reads its notices a few
+//! times per second.
 
 use std::time::Duration;
 
@@ -40,8 +41,8 @@ pub struct Notices {
     pub stops: Vec<RunId>,
     /// Erasures for this gateway, and those for the relay that are due.
     pub erasures: Vec<Erasure>,
-    /// The number of times that this gateway was registered in the store. A higher number means that the
-    /// gateway had been given up, and may have missed notices.
+    /// The number of times that this gateway was registered in the store. A higher number means
+    /// that the gateway had been given up, and may have missed notices.
     pub registrations: u64,
 }
 
@@ -58,7 +59,8 @@ pub trait NoticeStore: Send + Sync {
         Box::pin(ready(Ok(Notices::default())))
     }
 
-    /// The erasures of a session that are not settled; gateways that are known to be dead do not count.
+    /// The erasures of a session that are not settled; gateways that are known to be dead do not
+    /// count.
     fn unsettled<'a>(
         &'a self,
         principal: &'a Principal,

@@ -22,6 +22,9 @@ pub struct Batch {
 /// How far a reader is in what the relay has of a run, or of the calls to stop: the relay's own word.
 pub type Place = String;
 
+/// The place before everything that the relay has.
+pub const START: &str = "0-0";
+
 /// What there was to read.
 #[derive(Debug, Default)]
 pub struct Heard {
@@ -29,18 +32,25 @@ pub struct Heard {
     pub batches: Vec<(Batch, Place)>,
     /// Runs that are to stop, and behind which place further calls are.
     pub stops: Vec<(RunId, Place)>,
+    /// The relay is another one than before: no place that was known means anything there, and everything is to be read
+    /// from the start. Nothing else is in the answer then.
+    pub renewed: bool,
 }
 
 /// Passes on what runs do.
 pub trait Relay: Send + Sync {
-    /// Adds batches, in order. Kept for `keep` from now on. What is said twice is heard twice; a run's first batch replaces
-    /// whatever there was of it.
-    fn publish<'a>(&'a self, batches: &'a [Batch], keep: Duration) -> BoxFuture<'a, Result<(), Error>>;
+    /// Adds batches, in order; with each one, for how long its run's log is kept from now on. What is said twice is heard
+    /// twice; a run's first batch replaces whatever there was of it.
+    fn publish<'a>(&'a self, batches: &'a [(Batch, Duration)]) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// All that there is of a run.
-    fn read(&self, run: RunId) -> BoxFuture<'_, Result<Vec<(Batch, Place)>, Error>>;
+    /// Writes something, to see whether that can be done, and keeps the logs of these runs for `keep` from now on. Returns
+    /// those that the relay does not have any more.
+    fn check<'a>(&'a self, runs: &'a [RunId], keep: Duration) -> BoxFuture<'a, Result<Vec<RunId>, Error>>;
 
-    /// Waits, for `patience` at most, for more of these runs and for calls to stop after `stops`; `None`: from now on.
+    /// Some of what there is of a run behind a place, a few MiB at most; nothing if there is no more.
+    fn read<'a>(&'a self, run: RunId, behind: &'a Place) -> BoxFuture<'a, Result<Vec<(Batch, Place)>, Error>>;
+
+    /// Waits, for `patience` at most, for more of these runs and for calls to stop after `stops`.
     fn hear<'a>(
         &'a self,
         runs: &'a [(RunId, Place)],

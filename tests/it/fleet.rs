@@ -4,12 +4,14 @@
 mod at_random;
 mod behind_nginx;
 mod clocks;
+mod crowd;
 mod erased;
 mod followed;
 mod frozen;
 mod in_a_browser;
 mod in_line;
 mod killed;
+mod refusing;
 mod stopped;
 mod without_redis;
 

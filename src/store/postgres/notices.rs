@@ -12,7 +12,8 @@ use crate::{
     store::notice::{Erasure, Holder, NoticeStore, Notices},
 };
 
-/// An erasure's columns. `$2` is the lease in seconds: a gateway whose lease is over is not waited for.
+/// An erasure's columns. `$2` is the lease in seconds: a gateway whose lease is over is not waited
+/// for.
 macro_rules! select_erasures {
     ($which:literal) => {
         concat!(
@@ -46,7 +47,8 @@ impl NoticeStore for Postgres {
                     .bind(self.replica.id())
                     .fetch_all(&mut *db)
                     .await?;
-            // The relay's turn comes after all gateways, because a gateway may still be writing to it.
+            // The relay's turn comes after all gateways, because a gateway may still be writing to
+            // it.
             let erasures = sqlx::query(select_erasures!(
                 "e.replica = $1 OR (e.replica IS NULL AND NOT EXISTS (SELECT 1 FROM erasures o \
                  JOIN replicas p ON p.id = o.replica AND p.seen_at >= now() - make_interval(secs => $2) \
@@ -113,7 +115,8 @@ fn read_erasure(row: &PgRow) -> Result<Erasure, sqlx::Error> {
 }
 
 impl Postgres {
-    /// Erases a session, and leaves a notice for every other gateway and for the relay in the same transaction.
+    /// Erases a session, and leaves a notice for every other gateway and for the relay in the same
+    /// transaction.
     pub(super) async fn erase_session(&self, principal: &Principal, session: &SessionId) -> Result<(), sqlx::Error> {
         let mut db = self.lend().await?;
         let mut work = db.begin().await?;

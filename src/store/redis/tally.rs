@@ -4,16 +4,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::future::BoxFuture;
-use redis::{AsyncConnectionConfig, Client, Script, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Script, aio::MultiplexedConnection};
 use tokio::time::timeout;
 
-use super::{PATIENCE, away, millis, slow};
+use super::{PATIENCE, fault::Server, millis, probe};
 use crate::{
     chat::Principal,
     error::Error,
@@ -87,19 +87,27 @@ return 0",
 
 /// The tally. Its connection is its own: what is asked here is waited for, and the relay's batches are large.
 pub struct RedisTally {
-    client: Client,
+    server: Arc<Server>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl RedisTally {
-    pub(super) fn new(client: Client) -> Self {
+    pub(super) fn new(server: Arc<Server>) -> Self {
         let connection = Mutex::default();
-        Self { client, connection }
+        Self { server, connection }
     }
 
     fn connection(&self) -> Result<MultiplexedConnection, Error> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        connection.clone().ok_or_else(slow)
+        connection.clone().ok_or_else(|| self.server.slow())
+    }
+
+    /// Waits until the server takes something. One that only reads does not count.
+    async fn takes(&self, mut connection: MultiplexedConnection) -> Result<(), Error> {
+        let answer = timeout(PATIENCE, probe().exec_async(&mut connection)).await;
+        answer
+            .map_err(|_| self.server.slow())?
+            .map_err(|e| self.server.away(&e))
     }
 }
 
@@ -108,23 +116,25 @@ impl Tally for RedisTally {
         Box::pin(async move {
             let known = self.connection();
             let mut connection = match known {
-                Ok(connection) if pings(connection.clone()).await.is_ok() => connection,
+                Ok(connection) if self.takes(connection.clone()).await.is_ok() => connection,
                 // A connection that does not answer is not waited for: its server may be another one by now.
                 _ => {
                     let config = AsyncConnectionConfig::new()
                         .set_connection_timeout(Some(PATIENCE))
                         .set_response_timeout(Some(PATIENCE));
-                    let new = self.client.get_multiplexed_async_connection_with_config(&config);
-                    let new = timeout(PATIENCE * 2, new).await.map_err(|_| slow())?;
-                    let new = new.map_err(|e| away(&e))?;
-                    pings(new.clone()).await?;
+                    let new = self.server.client.get_multiplexed_async_connection_with_config(&config);
+                    let new = timeout(PATIENCE * 2, new).await.map_err(|_| self.server.slow())?;
+                    let new = new.map_err(|e| self.server.away(&e))?;
+                    self.takes(new.clone()).await?;
                     new
                 }
             };
             // Whoever asks first would otherwise wait for them to be read.
             for script in [&*COUNT, &*ENTER, &*STAY] {
                 let loaded = timeout(PATIENCE, script.load_async(&mut connection)).await;
-                loaded.map_err(|_| slow())?.map_err(|e| away(&e))?;
+                loaded
+                    .map_err(|_| self.server.slow())?
+                    .map_err(|e| self.server.away(&e))?;
             }
             *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
             Ok(())
@@ -138,7 +148,7 @@ impl Tally for RedisTally {
             let mut call = COUNT.key(format!("sluicegate:asked:{}", print(who.as_str())));
             call.arg(limit).arg(micros);
             let told = call.invoke_async::<(i64, i64)>(&mut connection).await;
-            let (remaining, micros) = told.map_err(|e| away(&e))?;
+            let (remaining, micros) = told.map_err(|e| self.server.away(&e))?;
             // A server whose clock was set back would have everybody wait for it.
             let time = Duration::from_micros(u64::try_from(micros).unwrap_or(0)).min(window);
             Ok(match u32::try_from(remaining) {
@@ -165,7 +175,7 @@ impl Tally for RedisTally {
             let mut call = ENTER.key(places_key(&place.principal));
             call.arg(limit).arg(millis(keep)).arg(member).arg(own);
             let taken = call.invoke_async::<u8>(&mut connection).await;
-            Ok(taken.map_err(|e| away(&e))? == 1)
+            Ok(taken.map_err(|e| self.server.away(&e))? == 1)
         })
     }
 
@@ -177,7 +187,8 @@ impl Tally for RedisTally {
                     let mut call = STAY.key(&key);
                     call.arg(millis(keep)).arg(members);
                     let told = timeout(PATIENCE, call.invoke_async::<()>(&mut connection)).await;
-                    told.map_err(|_| slow())?.map_err(|e| away(&e))?;
+                    told.map_err(|_| self.server.slow())?
+                        .map_err(|e| self.server.away(&e))?;
                 }
             }
             Ok(())
@@ -192,7 +203,8 @@ impl Tally for RedisTally {
                     let mut call = redis::cmd("ZREM");
                     call.arg(&key).arg(members);
                     let told = timeout(PATIENCE, call.exec_async(&mut connection)).await;
-                    told.map_err(|_| slow())?.map_err(|e| away(&e))?;
+                    told.map_err(|_| self.server.slow())?
+                        .map_err(|e| self.server.away(&e))?;
                 }
             }
             Ok(())
@@ -208,11 +220,6 @@ fn by_caller(places: &[Place]) -> HashMap<String, Vec<String>> {
         members.push(named(place).0);
     }
     callers
-}
-
-async fn pings(mut connection: MultiplexedConnection) -> Result<(), Error> {
-    let answer = timeout(PATIENCE, redis::cmd("PING").exec_async(&mut connection)).await;
-    answer.map_err(|_| slow())?.map_err(|e| away(&e))
 }
 
 /// How a place is written, and its session, which is how that ends; empty, if it has none.
