@@ -8,19 +8,15 @@ use axum::{
     routing::get,
 };
 
-use super::{
-    Front,
-    error::{self, Refusal},
-    health, layers,
-};
+use super::{Front, error::Refusal, health, layers};
 use crate::{
     error::{Error, ErrorCode},
     telemetry,
 };
 
-/// What `text` in `meters` writes.
+/// The media type of what `text` in `meters` writes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The older name of nearly the same, for who does not take that.
+/// The media type of the older form, for clients that do not take that.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The paths of this listener, beside those that say whether the gateway is well.
@@ -33,7 +29,7 @@ pub fn router(front: Front) -> Router {
         .route(metrics_path, get(metrics))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
-        .fallback(error::not_found)
+        .fallback(async || Refusal::from(Error::not_found()))
         .method_not_allowed_fallback(only_get);
     layers::around_admin(router).with_state(front)
 }
@@ -51,13 +47,12 @@ async fn metrics(State(front): State<Front>, headers: HeaderMap) -> Response {
             .to_str()
             .is_ok_and(|value| value.contains("application/openmetrics-text"))
     };
-    let media_type = if headers.get_all(header::ACCEPT).iter().any(takes) {
-        OPEN_METRICS
-    } else {
-        PROMETHEUS // there the mark of the end is a comment
+    let (media_type, text) = match headers.get_all(header::ACCEPT).iter().any(takes) {
+        true => (OPEN_METRICS, runs.meters.text()),
+        false => (PROMETHEUS, runs.meters.prometheus_text()),
     };
     let headers = [(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")];
-    (headers, runs.meters.text()).into_response()
+    (headers, text).into_response()
 }
 
 async fn only_get() -> impl IntoResponse {

@@ -21,6 +21,7 @@ use prometheus_client::{
 mod call;
 mod label;
 mod process;
+mod prometheus;
 mod register;
 mod timing;
 
@@ -142,6 +143,12 @@ impl Meters {
             Ok(()) => text,
             Err(_) => String::new(),
         }
+    }
+
+    /// All of it, as Prometheus text 0.0.4.
+    #[must_use]
+    pub fn prometheus_text(&self) -> String {
+        prometheus::from_open_metrics(&self.text())
     }
 
     /// A name as the value of a label: itself if it is configured, else `other`.

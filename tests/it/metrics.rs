@@ -66,7 +66,12 @@ async fn the_public_door_knows_nothing_of_the_back_one() {
     let open = asked.to(&admin).await.body().await;
     let media_type = open.headers.get("content-type").unwrap();
     assert_eq!(media_type, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(open.text().contains("# TYPE sluicegate_build info\n") && open.text().ends_with("# EOF\n"));
     let plain = get(&admin, "/metrics").await.body().await;
+    // Its parsers know neither this type nor an end, and want a counter's whole name.
+    assert!(plain.text().contains("# TYPE sluicegate_build_info gauge\n"));
+    assert!(plain.text().contains("# TYPE sluicegate_http_requests_total counter\n"));
+    assert!(!plain.text().contains("# EOF") && !plain.text().contains("# UNIT"));
     assert_eq!(
         plain.headers.get("content-type"),
         Some("text/plain; version=0.0.4; charset=utf-8")
@@ -213,6 +218,23 @@ async fn the_dashboard_asks_for_what_there_is_and_the_names_are_kept() {
     assert!(asked.len() > 25, "{asked:?}");
     let unknown: Vec<_> = asked.difference(&known).collect();
     assert!(unknown.is_empty(), "asked for, and not there: {unknown:?}\nin\n{text}");
+    let alerts: serde_json::Value =
+        serde_saphyr::from_str(include_str!("../../deploy/prometheus/alerts.yml")).expect("alerts in YAML");
+    let rules = alerts["groups"][0]["rules"].as_array().expect("rules");
+    assert!(rules.len() > 8, "{rules:?}");
+    for rule in rules {
+        let names = names_in(rule["expr"].as_str().expect("an expression"));
+        let unknown: Vec<_> = names.difference(&known).collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?}", rule["alert"]);
+        assert!(
+            !names.is_empty() || rule["expr"].as_str().unwrap().starts_with("up{"),
+            "{}",
+            rule["alert"]
+        );
+        for word in ["summary", "description"] {
+            assert!(rule["annotations"][word].is_string(), "{}: no {word}", rule["alert"]);
+        }
+    }
 
     // Names and labels are what dashboards elsewhere rely on.
     let mut shapes = BTreeSet::new();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::get;
+use super::Call;
 
 /// What a recipe needs for it.
 pub(crate) const WATCHED: &str = "[server]\nadmin_listen = \"127.0.0.1:0\"";
@@ -31,7 +31,8 @@ pub(crate) struct Meters {
 impl Meters {
     /// Asks an admin listener.
     pub(crate) async fn of(admin: &SocketAddr) -> Self {
-        let answer = get(admin, "/metrics").await.body().await;
+        let call = Call::get("/metrics").header("accept", "application/openmetrics-text;version=1.0.0");
+        let answer = call.to(admin).await.body().await;
         assert_eq!(answer.status, 200);
         Self::read(answer.text())
     }
