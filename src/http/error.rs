@@ -223,9 +223,10 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// No such path.
-pub async fn not_found() -> Refusal {
-    Error::not_found().into()
+/// No such path; a browser that asks for `/` is led to the page.
+pub async fn not_found(request: axum::extract::Request) -> Result<Response, Refusal> {
+    let (parts, _) = request.into_parts();
+    super::docs::way_to_page(&parts).ok_or_else(|| Error::not_found().into())
 }
 
 /// The path exists, the method does not.

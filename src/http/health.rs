@@ -53,7 +53,7 @@ pub async fn alive(_: format::TakesJson) -> Response {
 /// `GET /readyz`: it takes runs, and can keep them. One whose runs cannot be followed at other gateways takes them all the
 /// same, and says so.
 pub async fn ready(_: format::TakesJson, State(front): State<Front>) -> Result<Response, Refusal> {
-    if front.runs.draining() {
+    if front.runs.leaving() || front.runs.draining() {
         return Err(Error::new(ErrorCode::ShuttingDown, "The gateway is going down.").into());
     }
     front.readiness.store(&front.runs).await?;

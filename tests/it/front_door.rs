@@ -1,6 +1,7 @@
 //! What holds at the door for every request: ids, methods, origins, deadlines, connections that are used again.
 use std::time::Duration;
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -266,8 +267,28 @@ async fn the_gateway_says_what_it_is() {
     let page = get(&gateway, "/docs").await.expect(200).await;
     assert!(page.header("content-type").starts_with("text/html"));
     assert_eq!(page.header("x-content-type-options"), "nosniff");
-    assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
+    let policy = page.header("content-security-policy").to_owned();
+    assert!(policy.starts_with("default-src 'none'"));
     let page = page.body().await;
+    // Its own script and style are known by their digests; nothing else of that kind runs.
+    assert!(
+        policy.contains("script-src 'sha256-") && !policy.contains("unsafe-inline"),
+        "{policy}"
+    );
+    for (element, word) in [("script", "script-src"), ("style", "style-src")] {
+        let (_, rest) = page.text().split_once(&format!("<{element}>")).unwrap();
+        let inner = rest.split_once(&format!("</{element}>")).unwrap().0;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, inner.as_bytes());
+        let digest = base64::engine::general_purpose::STANDARD.encode(digest.as_ref());
+        assert!(
+            policy.contains(&format!("{word} 'sha256-{digest}';")),
+            "{element}: {policy}"
+        );
+        assert_eq!(page.text().matches(&format!("<{element}")).count(), 1, "one {element}");
+    }
+    for event in [" onclick=", " onload=", " style=", "javascript:"] {
+        assert!(!page.text().contains(event), "{event}");
+    }
     for foreign in ["src=\"http", "href=\"http", "url(http", "@import", "src=\"//"] {
         assert!(!page.text().contains(foreign), "/docs loads something: {foreign}");
     }
@@ -752,4 +773,22 @@ async fn a_stream_is_headed_as_the_contract_says_and_starts_before_the_model_doe
         (None, None)
     );
     gate.open();
+}
+
+#[tokio::test]
+async fn a_browser_at_the_root_is_led_to_the_page_and_others_are_not() {
+    let (_upstream, gateway) = house("").await;
+    let html = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    for method in ["GET", "HEAD"] {
+        let answer = Call::new(method, "/").header("accept", html).to(&gateway).await;
+        assert_eq!((answer.status, answer.header("location")), (303, "/docs"), "{method}");
+    }
+    for call in [
+        Call::get("/"),
+        Call::get("/").header("accept", "application/json"),
+        Call::get("/nothing").header("accept", html),
+        Call::post("/").json(&json!({})).header("accept", html),
+    ] {
+        assert_eq!(call.to(&gateway).await.expect(404).await.problem().await, "not_found");
+    }
 }
