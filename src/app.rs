@@ -38,6 +38,7 @@ pub struct Running {
     address: SocketAddr,
     admin: Option<SocketAddr>,
     generations: Generations,
+    drain_delay: Duration,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -97,6 +98,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         common,
         settings: settings.clone(),
     };
+    let drain_delay = settings.drain_delay;
     let generations = Generations::begin(shared, runs, settings, staff);
     let stop = CancellationToken::new();
     let task = tokio::spawn(live(jobs, generations.follow(), stop.clone()));
@@ -104,6 +106,7 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
         address,
         admin,
         generations,
+        drain_delay,
         stop,
         task,
     })
@@ -148,6 +151,7 @@ async fn live(jobs: Jobs, current: Current, stop: CancellationToken) {
     } = jobs;
     let runs = current.runs();
     let (give_up, over) = (CancellationToken::new(), CancellationToken::new());
+    let close = CancellationToken::new();
     // Who watches sees the gateway go down, to the last run.
     let back = back.map(|back| {
         let admin = current.router(|generation| &generation.admin);
@@ -166,7 +170,7 @@ async fn live(jobs: Jobs, current: Current, stop: CancellationToken) {
         current.router(|generation| &generation.public),
         settings.listener,
         runs.meters.clone(),
-        stop.clone(),
+        close.clone(),
         give_up.clone(),
     ));
     let housekeeping = async {
@@ -183,6 +187,15 @@ async fn live(jobs: Jobs, current: Current, stop: CancellationToken) {
     };
     let work = async {
         stop.cancelled().await;
+        if !settings.drain_delay.is_zero() {
+            let delay = settings.drain_delay;
+            tracing::info!("/readyz says no from now on; the port closes in {delay:.1?}");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = runs.interrupt.cancelled() => {} // somebody is in a hurry
+            }
+        }
+        close.cancel();
         runs.finish(settings.drain).await;
         let end = Instant::now() + AFTER;
         tokio::join!(
@@ -279,7 +292,15 @@ fn config_error(what: String) -> Error {
 
 /// What a person who starts it wants to know: a line each.
 fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr, admin: Option<SocketAddr>) {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     tracing::info!("listening on http://{address}");
+    let mut page = address;
+    if page.ip().is_unspecified() {
+        page.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    tracing::info!("a page to try it in is at http://{page}/docs");
     match admin {
         Some(admin) if admin.ip().is_loopback() => tracing::info!("metrics are at http://{admin}/metrics"),
         Some(admin) => tracing::warn!("anybody who reaches http://{admin}/metrics may read it (server.admin_listen)"),
@@ -368,7 +389,11 @@ impl Running {
 
     /// Tells it to stop: no new runs, those that go on may finish within `runs.drain`.
     pub fn begin_stop(&self) {
-        self.generations.runs().begin_drain();
+        let runs = self.generations.runs();
+        runs.leave();
+        if self.drain_delay.is_zero() {
+            runs.begin_drain();
+        }
         self.stop.cancel();
     }
 

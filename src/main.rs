@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand, builder::OsStringValueParser};
 use sluicegate::{
     app,
-    config::{Flags, Settings},
+    config::{self, Flags, Settings},
     http::{auth::keys, docs::OPENAPI},
     shutdown, telemetry,
 };
@@ -38,7 +38,7 @@ struct Cli {
     #[arg(long, global = true, env = "SLUICEGATE_MODEL", value_name = "PROVIDER/MODEL")]
     model: Option<String>,
     /// Where to listen.
-    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = config::listen_address)]
     listen: Option<SocketAddr>,
 }
 
@@ -95,6 +95,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Serve => serve(settings, &flags),
         Command::CheckConfig => {
+            for warning in &settings.warnings {
+                let told = telemetry::harmless(&format!("sluicegate: {warning}"));
+                let _ = writeln!(std::io::stderr(), "{told}"); // there is nobody else to tell
+            }
             app::check(&settings).map_err(|e| anyhow!("{}", e.message))?;
             print(&settings.effective().map_err(|e| anyhow!("{e}"))?)
         }

@@ -129,7 +129,7 @@ impl Generations {
         old: &Generation,
         load: impl FnOnce(&Settings) -> Result<Reread, ConfigError>,
     ) -> Result<Arc<Generation>, String> {
-        let reread = load(&old.settings).map_err(|e| e.to_string())?;
+        let reread = load(&old.settings).map_err(|e| e.problems().join("; "))?;
         let Reread {
             settings,
             changed,
@@ -137,7 +137,7 @@ impl Generations {
         } = reread;
         let meters = &self.shared.runs.meters;
         let staff = Staff::new(&settings, meters, Some((&old.settings, &old.staff)));
-        let staff = staff.map_err(|e| e.message)?;
+        let staff = staff.map_err(|e| e.message.replace("\n  ", " "))?;
         // Before anything is replaced, so that the first run finds the tools of new servers.
         staff.tools.begin().await;
         telemetry::refilter(&settings.log_filter)?;

@@ -36,43 +36,48 @@ impl Staff {
         meters: &Arc<Meters>,
         old: Option<(&Settings, &Self)>,
     ) -> Result<Self, Error> {
+        let mut problems = Vec::new();
         let listen_at = settings.listen;
         if settings.access.exposed() {
-            return Err(config_error(format!(
+            problems.push(format!(
                 "server.listen is {listen_at}, which is not loopback, and anybody who reaches it could use it; \
                  `sluicegate keys new` makes a key for [[auth.keys]], or set auth.allow_anonymous = true if that is meant"
-            )));
+            ));
         }
         let all = settings.providers.clone();
         let providers = match old {
             Some((before, old)) => old.providers.renewed(&before.providers, all, meters),
             None => Providers::new(all, meters),
         };
-        let providers = providers.map_err(|e| config_error(format!("providers.{e}")))?;
+        let providers = providers.map_err(|e| problems.push(format!("providers.{e}")));
         let tools = match old {
             Some((before, old)) => old.tools.renewed(&before.tools, settings.tools.clone()),
             None => Tools::new(settings.tools.clone()),
         };
-        let tools = tools.map_err(config_error)?;
-        let agents = agents(settings, &providers, &tools).map_err(config_error)?;
-        for key in settings.access.keys.all() {
-            key.allowance
-                .permit
-                .check(&agents, &tools)
-                .map_err(|e| config_error(format!("auth.keys: {}: {e}", key.principal.as_str())))?;
-        }
-        if let Some(issuer) = &settings.access.issuer {
-            let permit = &issuer.allowance.permit;
-            permit
-                .check(&agents, &tools)
-                .map_err(|e| config_error(format!("auth.jwt: {e}")))?;
-        }
+        let tools = tools.map_err(|e| problems.push(e));
         let before = old.and_then(|(_, old)| old.issuer.as_ref());
         let issuer = settings.access.issuer.clone().map(|issuer| match before {
             Some(before) => before.renewed(issuer),
             None => Issuer::new(issuer),
         });
-        let issuer = issuer.transpose().map_err(|e| config_error(format!("auth.jwt: {e}")))?;
+        let issuer = issuer.transpose();
+        let issuer = issuer.map_err(|e| problems.push(format!("auth.jwt: {e}")));
+        let (Ok(providers), Ok(tools), Ok(issuer)) = (providers, tools, issuer) else {
+            return Err(config_error(joined(&problems)));
+        };
+        let agents = agents(settings, &providers, &tools, &mut problems);
+        let keys = settings.access.keys.all();
+        let keys = keys.map(|key| (format!("auth.keys: {}", key.principal.as_str()), &key.allowance));
+        let issued = settings.access.issuer.iter();
+        let issued = issued.map(|issuer| ("auth.jwt".to_owned(), &issuer.allowance));
+        for (whose, allowance) in keys.chain(issued) {
+            if let Err(e) = allowance.permit.check(&agents, &tools) {
+                problems.push(format!("{whose}: {e}"));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(config_error(joined(&problems)));
+        }
         Ok(Self {
             agents,
             providers,
@@ -101,8 +106,16 @@ pub(super) fn names(settings: &Settings) -> impl Iterator<Item = String> {
         .chain(routes().into_iter().map(|route| route.path.to_owned()))
 }
 
-/// The configured agents, each with a provider that is there.
-fn agents(settings: &Settings, providers: &Providers, tools: &Tools) -> Result<Agents, String> {
+/// Problems as one text: a line each, if there are several.
+fn joined(problems: &[String]) -> String {
+    match problems {
+        [one] => one.clone(),
+        all => format!("{} settings are wrong:\n  {}", all.len(), all.join("\n  ")),
+    }
+}
+
+/// The configured agents; for each that asks for a provider or a tool that is not there, a problem.
+fn agents(settings: &Settings, providers: &Providers, tools: &Tools, problems: &mut Vec<String>) -> Agents {
     let all: BTreeMap<String, Arc<Agent>> = settings
         .agents
         .iter()
@@ -110,34 +123,31 @@ fn agents(settings: &Settings, providers: &Providers, tools: &Tools) -> Result<A
         .collect();
     for agent in all.values() {
         for pattern in &agent.tools {
-            tools
-                .knows(pattern)
-                .map_err(|e| format!("agents.{}.tools: {e}", agent.name))?;
+            if let Err(e) = tools.knows(pattern) {
+                problems.push(format!("agents.{}.tools: {e}", agent.name));
+            }
         }
-        if let Some(model) = agent
-            .fallbacks
-            .iter()
-            .find(|model| providers.get(&model.provider).is_none())
-        {
-            return Err(format!(
+        let is_missing = |name: &str| providers.get(name).is_none();
+        for model in agent.fallbacks.iter().filter(|model| is_missing(&model.provider)) {
+            problems.push(format!(
                 "agents.{}.fallbacks names {model}, whose provider is not configured",
                 agent.name
             ));
         }
-        if providers.get(&agent.model.provider).is_none() {
-            return Err(format!(
+        if is_missing(&agent.model.provider) {
+            problems.push(format!(
                 "agents.{}.model names the provider {:?}, which is not configured",
                 agent.name, agent.model.provider
             ));
         }
     }
     let default = settings.default_agent.clone();
-    if all.contains_key(&default) {
-        return Ok(Agents { all, default });
+    if !all.contains_key(&default) {
+        let names: Vec<&str> = all.keys().map(String::as_str).collect();
+        problems.push(format!(
+            "default_agent is {default:?}, and there is no such agent; there are: {}",
+            names.join(", ")
+        ));
     }
-    let names: Vec<&str> = all.keys().map(String::as_str).collect();
-    Err(format!(
-        "default_agent is {default:?}, and there is no such agent; there are: {}",
-        names.join(", ")
-    ))
+    Agents { all, default }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError,
+    ConfigError, Problems,
     tree::Tree,
     values::{List, Size},
     wrong,
@@ -82,19 +82,23 @@ pub(super) struct KeyTree {
 impl Tree {
     /// Who may call.
     pub(super) fn access(&self) -> Result<Access, ConfigError> {
-        often("limits.requests_per_minute", self.limits.requests_per_minute)?;
+        let mut problems = Problems::default();
+        problems.take(often("limits.requests_per_minute", self.limits.requests_per_minute));
         let mut known = BTreeSet::new();
         let mut keys = Vec::new();
         for (at, tree) in self.auth.keys.iter().enumerate() {
-            let key = self.key(tree, &|field| format!("auth.keys[{at}].{field}"))?;
+            let key = self.key(tree, &|field| format!("auth.keys[{at}].{field}"));
+            let Some(key) = problems.take(key) else { continue };
             if !known.insert(key.sha256) {
-                return Err(wrong(format!("auth.keys[{at}].sha256: the same key twice")));
+                problems.add(format!("auth.keys[{at}].sha256: the same key twice"));
             }
             keys.push(key);
         }
         let loopback = self.server.listen.ip().is_loopback();
         let trusted = self.server.trusted_hosts.0.clone();
-        let issuer = self.auth.jwt.as_ref().map(|tree| self.issuer(tree)).transpose()?;
+        let issuer = self.auth.jwt.as_ref().map(|tree| self.issuer(tree)).transpose();
+        let issuer = problems.take(issuer).flatten();
+        problems.end()?;
         let guarded = (!keys.is_empty() || issuer.is_some()) && !self.auth.allow_anonymous;
         Ok(Access {
             loopback,

@@ -3,13 +3,11 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use config::{Config, File, FileFormat, ValueKind};
 use secrecy::SecretString;
 
 use crate::{
@@ -24,13 +22,19 @@ use crate::{
 
 mod auth;
 mod environment;
+mod merge;
+mod problems;
 mod reload;
 mod tools;
 mod tree;
 mod values;
 
+use merge::{merge, path, strange_variables, variables};
+pub use problems::ConfigError;
+use problems::{Problems, wrong};
 pub use reload::Reread;
 use tree::Tree;
+pub use values::listen_address;
 
 const DEFAULT: &str = include_str!("../../config/default.toml");
 const PREFIX: &str = "SLUICEGATE__";
@@ -44,22 +48,6 @@ pub struct Flags {
     pub model: Option<String>,
     /// Where to listen.
     pub listen: Option<SocketAddr>,
-}
-
-/// Settings that do not make a gateway: a sentence for whoever starts it, without secrets.
-#[derive(Debug)]
-pub struct ConfigError(String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-fn wrong(what: impl Into<String>) -> ConfigError {
-    ConfigError(what.into())
 }
 
 /// The settings in force, checked.
@@ -89,6 +77,8 @@ pub struct Settings {
     pub detach_grace: Duration,
     /// How long runs may take to finish when the gateway stops.
     pub drain: Duration,
+    /// How long the gateway serves on when it is told to stop, while it says that it is not ready.
+    pub drain_delay: Duration,
     /// After how long idle sessions are erased.
     pub session_ttl: Option<Duration>,
     /// Where sessions are kept.
@@ -117,6 +107,8 @@ pub struct Settings {
     pub agents: Vec<Agent>,
     /// Who is asked when nobody is named.
     pub default_agent: String,
+    /// Sentences for whoever starts it: what is not wrong, and not as it was meant.
+    pub warnings: Vec<String>,
     tree: Tree,
 }
 
@@ -124,7 +116,7 @@ impl Settings {
     /// The settings that flags, environment and files make together.
     ///
     /// # Errors
-    /// The first thing that is wrong with them.
+    /// Everything that is wrong with them.
     pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let file = flags.config.as_deref().map(read).transpose()?;
         Self::build(file.as_ref(), flags, &variables(environment))
@@ -133,7 +125,7 @@ impl Settings {
     /// The settings of a file's text alone, for tests and for those who embed the gateway.
     ///
     /// # Errors
-    /// The first thing that is wrong with them.
+    /// Everything that is wrong with them.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         Self::build(
             Some(&("the settings".to_owned(), text.to_owned())),
@@ -147,7 +139,9 @@ impl Settings {
         flags: &Flags,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, ConfigError> {
-        merge(file, flags, environment)?.check(flags, environment)
+        let tree = merge(file, flags, environment);
+        let settings = tree.and_then(|tree| tree.check(flags, environment));
+        settings.map_err(|error| error.located(file, environment))
     }
 
     /// The settings in force as TOML, secrets masked.
@@ -159,110 +153,8 @@ impl Settings {
     }
 }
 
-/// The variables that say something.
-fn variables(environment: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
-    environment.into_iter().filter(|(_, value)| !value.is_empty()).collect()
-}
-
-/// The settings as they are written down in all these places, later ones winning.
-fn merge(
-    file: Option<&(String, String)>,
-    flags: &Flags,
-    environment: &BTreeMap<String, String>,
-) -> Result<Tree, ConfigError> {
-    let mut builder = Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
-    if let Some((name, text)) = file {
-        let syntax = text.parse::<toml::Table>();
-        syntax.map_err(|e| wrong(format!("{name}: {}", e.message())))?; // the whole error would quote the line
-        builder = builder.add_source(File::from_str(text, FileFormat::Toml));
-    }
-    let ours = environment
-        .iter()
-        .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
-    for (name, value) in ours {
-        let path = path(name);
-        let refused = |_| wrong(format!("{PREFIX}{name}: not the name of a setting"));
-        builder = builder.set_override(path, value.clone()).map_err(refused)?;
-    }
-    if let Some(listen) = flags.listen {
-        builder = builder
-            .set_override("server.listen", listen.to_string())
-            .map_err(|e| wrong(e.to_string()))?;
-    }
-    let merged = builder.build().map_err(|e| wrong(e.to_string()))?;
-    let numbers = check_numbers(&merged.cache, "");
-    let tree: Tree = serde_path_to_error::deserialize(merged.cache).map_err(|e| explain(&e))?;
-    numbers?; // a misspelled name is the better thing to be told
-    Ok(tree)
-}
-
-/// A number with a fraction where a whole one belongs would be rounded: half a run at a time to none, which is no limit.
-fn check_numbers(value: &config::Value, path: &str) -> Result<(), ConfigError> {
-    match &value.kind {
-        ValueKind::Table(table) => table.iter().try_for_each(|(name, value)| match name.as_str() {
-            "temperature" | "top_p" | "schema" | "parameters" => Ok(()), // here they have a meaning
-            _ if path.is_empty() => check_numbers(value, name),
-            _ => check_numbers(value, &format!("{path}.{name}")),
-        }),
-        ValueKind::Array(all) => {
-            let mut all = all.iter().enumerate();
-            all.try_for_each(|(at, value)| check_numbers(value, &format!("{path}[{at}]")))
-        }
-        ValueKind::Float(_) => Err(wrong(format!("{path}: expected a whole number"))),
-        _ => Ok(()),
-    }
-}
-
-/// The path of a setting that a variable names: `AUTH__KEYS__0__NAME` is `auth.keys[0].name`.
-fn path(name: &str) -> String {
-    let mut path = String::new();
-    for part in name.split("__").map(str::to_ascii_lowercase) {
-        match part.parse::<u8>() {
-            Ok(index) if !path.is_empty() => path.push_str(&format!("[{index}]")),
-            _ if path.is_empty() => path = part,
-            _ => path.extend([".", &part]),
-        }
-    }
-    path
-}
-
 fn read(path: &Path) -> Result<(String, String), ConfigError> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("{name}: {e}")))?;
     Ok((name, text))
-}
-
-/// An error of deserialising, with its key, and for an unknown one the nearest that is known. Values are not repeated:
-/// they may be secrets.
-fn explain(error: &serde_path_to_error::Error<config::ConfigError>) -> ConfigError {
-    let path = error.path().to_string();
-    let text = error.inner().to_string();
-    if let Some(rest) = text.split("unknown field `").nth(1)
-        && let Some((unknown, rest)) = rest.split_once('`')
-    {
-        let known = rest.split('`').skip(1).step_by(2);
-        let nearest =
-            known.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
-        let section = path.strip_suffix(unknown).unwrap_or(&path).trim_end_matches('.');
-        let place = if section.is_empty() || section == "." {
-            String::new()
-        } else {
-            format!("{section}.")
-        };
-        let hint = nearest
-            .map(|nearest| format!("; did you mean {place}{nearest}?"))
-            .unwrap_or_default();
-        return wrong(format!("unknown setting {place}{unknown}{hint}"));
-    }
-    if let Some((_, rest)) = text.split_once("missing configuration field \"") {
-        let whole = rest.split('"').next().unwrap_or(rest);
-        let field = whole.strip_prefix(&path).unwrap_or(whole).trim_start_matches('.');
-        return wrong(format!("{path}.{field} is missing"));
-    }
-    let what = match text.split_once("expected ") {
-        None if text.contains("does not have variant") => "not a word that it can be".to_owned(),
-        Some((_, expected)) => format!("expected {}", expected.split(" for key").next().unwrap_or(expected)),
-        None => text.split(" for key").next().unwrap_or(&text).to_owned(),
-    };
-    wrong(format!("{path}: {what}"))
 }

@@ -29,7 +29,9 @@ impl Settings {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Reread, ConfigError> {
         let file = flags.config.as_deref().map(read).transpose()?;
-        self.reread(file.as_ref(), flags, &super::variables(environment))
+        let environment = super::variables(environment);
+        let reread = self.reread(file.as_ref(), flags, &environment);
+        reread.map_err(|error| error.located(file.as_ref(), &environment))
     }
 
     /// The same for a file's text alone, for tests and for those who embed the gateway.
@@ -38,7 +40,8 @@ impl Settings {
     /// Everything that is wrong with it.
     pub fn reread_toml(&self, text: &str) -> Result<Reread, ConfigError> {
         let file = ("the settings".to_owned(), text.to_owned());
-        self.reread(Some(&file), &Flags::default(), &BTreeMap::new())
+        let reread = self.reread(Some(&file), &Flags::default(), &BTreeMap::new());
+        reread.map_err(|error| error.located(Some(&file), &BTreeMap::new()))
     }
 
     fn reread(

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError,
+    ConfigError, Problems,
     values::{List, Secret, Size, Time, expand, filled, veiled_args, veiled_url},
     wrong,
 };
@@ -109,10 +109,15 @@ pub(super) fn tools(
     let mcp = mcp
         .iter()
         .map(|(name, server)| mcp_server(name, server, mcp_defaults, environment));
+    let mut problems = Problems::default();
+    let networks = problems.take(Problems::take_each(networks));
+    let http = problems.take(Problems::take_each(http));
+    let mcp = problems.take(Problems::take_each(mcp));
+    problems.end()?;
     Ok(ToolSettings {
-        guard_allow: networks.collect::<Result<_, _>>()?,
-        http: http.collect::<Result<_, _>>()?,
-        mcp: mcp.collect::<Result<_, _>>()?,
+        guard_allow: networks.unwrap_or_default(),
+        http: http.unwrap_or_default(),
+        mcp: mcp.unwrap_or_default(),
     })
 }
 

@@ -13,11 +13,12 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, Flags, Settings,
+    ConfigError, Flags, Problems, Settings,
     auth::{AuthTree, LimitsSection},
     environment::{FROM_ENVIRONMENT, cloud, otlp, usual_provider},
+    strange_variables,
     tools::{self, HttpToolDefaults, McpDefaults, McpTree, ToolsTree},
-    values::{List, OptionalAddress, OptionalTime, Secret, Size, Time},
+    values::{List, OptionalAddress, OptionalTime, Secret, Size, Time, address, word},
     wrong,
 };
 use crate::{
@@ -63,6 +64,7 @@ pub(super) struct Tree {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Server {
+    #[serde(deserialize_with = "address")]
     pub(super) listen: SocketAddr,
     admin_listen: OptionalAddress,
     cors_allowed_origins: List,
@@ -77,6 +79,7 @@ pub(super) struct Server {
     max_body: Size,
     max_headers: usize,
     max_connections: usize,
+    drain_delay: Time,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -86,6 +89,7 @@ pub(super) struct RunsSection {
     detach_grace: Time,
     replay_window: Time,
     drain: Time,
+    #[serde(deserialize_with = "word")]
     on_cancel: OnCancelWord,
     max_output: Size,
     memory_limit: Size,
@@ -124,8 +128,10 @@ pub(super) struct ArtifactsSection {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Log {
+    #[serde(deserialize_with = "word")]
     format: LogWord,
     filter: String,
+    #[serde(deserialize_with = "word")]
     requests: RequestsWord,
     otlp_endpoint: String,
 }
@@ -232,6 +238,7 @@ pub(super) struct AgentTree {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FormatTree {
+    #[serde(deserialize_with = "word")]
     r#type: FormatWord,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -291,7 +298,8 @@ impl Tree {
         environment: &BTreeMap<String, String>,
     ) -> Result<Settings, ConfigError> {
         self.add_usual_providers(environment);
-        let providers = self.providers(environment)?;
+        let mut problems = Problems::default();
+        let providers = problems.take(self.providers(environment));
         if self.agents.is_empty() || flags.model.is_some() {
             let usual = FROM_ENVIRONMENT.iter().map(|(kind, ..)| *kind).chain(["demo"]);
             let first = usual
@@ -312,15 +320,17 @@ impl Tree {
                 assistant.tools = Some(List(tool::built_in().map(str::to_owned).collect()));
             }
         }
-        let agents = self.agents()?;
-        let tools = tools::tools(
+        let agents = problems.take(self.agents());
+        let tools = problems.take(tools::tools(
             &self.tools,
             &self.http_tool_defaults,
             &self.mcp,
             &self.mcp_defaults,
             environment,
-        )?;
-        crate::telemetry::check_filter(&self.log.filter).map_err(wrong)?;
+        ));
+        problems.take(crate::telemetry::check_filter(&self.log.filter).map_err(wrong));
+        let access = problems.take(self.access());
+        let otlp = problems.take(otlp(&self.log.otlp_endpoint, environment));
         let Tree {
             server,
             runs,
@@ -332,24 +342,20 @@ impl Tree {
             self.run_log.url.as_str().split_once(':'),
             Some(("memory" | "redis" | "rediss", _))
         ) {
-            return Err(wrong(
-                "run_log.url: must be redis://[USER:PASSWORD@]HOST[:PORT] or memory:",
-            ));
+            problems.add("run_log.url: must be redis://[USER:PASSWORD@]HOST[:PORT] or memory:");
         }
         if !matches!(
             self.store.url.as_str().split_once(':'),
             Some(("memory" | "sqlite" | "postgres" | "postgresql", _))
         ) {
-            return Err(wrong(
-                "store.url: must be sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or memory:",
-            ));
+            problems.add("store.url: must be sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or memory:");
         }
         for origin in &server.cors_allowed_origins.0 {
             let fine = url::Url::parse(origin).is_ok_and(|url| url.origin().ascii_serialization() == *origin);
             if !fine {
-                return Err(wrong(format!(
+                problems.add(format!(
                     "server.cors_allowed_origins: {origin:?} is not an origin, such as https://app.example"
-                )));
+                ));
             }
         }
         let public_url = server.public_url.trim_end_matches('/').to_owned();
@@ -371,24 +377,29 @@ impl Tree {
             ("server.write_timeout", server.write_timeout.0),
             ("runs.deadline", runs.deadline.0),
         ];
-        if let Some((name, _)) = positive.into_iter().find(|(_, time)| time.is_zero()) {
-            return Err(wrong(format!("{name}: must be more than nothing")));
+        for (name, _) in positive.into_iter().filter(|(_, time)| time.is_zero()) {
+            problems.add(format!("{name}: must be more than nothing"));
         }
         if server.lost_timeout.0 < Duration::from_secs(2) {
-            return Err(wrong("server.lost_timeout: must be at least 2s"));
+            problems.add("server.lost_timeout: must be at least 2s");
         }
         if runs.max_output.0 == 0 || runs.max_output.0 > 1 << 30 {
-            return Err(wrong("runs.max_output: must be at most 1GiB, and more than nothing"));
+            problems.add("runs.max_output: must be at most 1GiB, and more than nothing");
         }
         if self.limits.memory.0 / 4 < server.max_body.0 {
-            return Err(wrong(
+            problems.add(
                 "limits.memory: must be at least four times server.max_body, so that a caller's half of it holds a \
                  body, what it becomes, and a history",
-            ));
+            );
         }
         if self.artifacts.max_size.0 == 0 || self.artifacts.max_size.0 > 1 << 30 {
-            return Err(wrong("artifacts.max_size: must be at most 1GiB, and more than nothing"));
+            problems.add("artifacts.max_size: must be at most 1GiB, and more than nothing");
         }
+        let parts = (providers, agents, tools, access, otlp);
+        problems.end()?;
+        let (Some(providers), Some(agents), Some(tools), Some(access), Some(otlp)) = parts else {
+            return Err(wrong("the settings are wrong")); // and the problems were told above
+        };
         Ok(Settings {
             listen: server.listen,
             admin_listen: server.admin_listen.0,
@@ -405,7 +416,7 @@ impl Tree {
                 max_headers: server.max_headers.clamp(1, 1000),
                 max_connections: server.max_connections.clamp(1, tokio::sync::Semaphore::MAX_PERMITS),
             },
-            access: self.access()?,
+            access,
             runs: run::Limits {
                 deadline: runs.deadline.0,
                 replay_window: runs.replay_window.0,
@@ -424,6 +435,7 @@ impl Tree {
             },
             detach_grace: runs.detach_grace.0,
             drain: runs.drain.0,
+            drain_delay: server.drain_delay.0,
             session_ttl: sessions.ttl.0,
             store_url: self.store.url.clone(),
             run_log_url: self.run_log.url.clone(),
@@ -443,7 +455,8 @@ impl Tree {
                 RequestsWord::Errors => LogRequests::Errors,
                 RequestsWord::All => LogRequests::All,
             },
-            otlp: otlp(&log.otlp_endpoint, environment)?,
+            otlp,
+            warnings: strange_variables(environment),
             providers,
             tools,
             agents,
@@ -473,15 +486,14 @@ impl Tree {
 
     fn providers(&self, environment: &BTreeMap<String, String>) -> Result<Vec<ProviderSettings>, ConfigError> {
         let kinds: BTreeSet<&str> = provider::KINDS.iter().map(|(kind, _)| *kind).collect();
-        let mut all = Vec::new();
-        for (name, tree) in &self.providers {
+        Problems::take_each(self.providers.iter().map(|(name, tree)| {
             let at = |key: &str| format!("providers.{name}.{key}");
             let kind = tree
                 .kind
                 .clone()
                 .ok_or_else(|| wrong(format!("{} is missing", at("kind"))))?;
             if !kinds.contains(kind.as_str()) {
-                let known: Vec<&str> = kinds.into_iter().collect();
+                let known: Vec<&str> = kinds.iter().copied().collect();
                 return Err(wrong(format!(
                     "{}: {kind:?} is none of {}",
                     at("kind"),
@@ -507,7 +519,7 @@ impl Tree {
                 .or(usual.and_then(|kind| kind.max_event))
                 .or(limits.max_event);
             let max_event = max_event.ok_or_else(|| wrong(format!("{} is missing", at("max_event"))))?;
-            all.push(ProviderSettings {
+            Ok(ProviderSettings {
                 name: name.clone(),
                 api_key: api_key(tree, environment, &at)?,
                 api_version: tree.api_version.clone(),
@@ -530,9 +542,8 @@ impl Tree {
                 base_url,
                 kind,
                 meters: Arc::default(),
-            });
-        }
-        Ok(all)
+            })
+        }))
     }
 
     /// A model by its name, or a provider's default model by the provider's.
@@ -560,8 +571,7 @@ impl Tree {
     }
 
     fn agents(&self) -> Result<Vec<Agent>, ConfigError> {
-        let mut all = Vec::new();
-        for (name, tree) in &self.agents {
+        Problems::take_each(self.agents.iter().map(|(name, tree)| {
             let at = |key: &str| format!("agents.{name}.{key}");
             let model = tree
                 .model
@@ -573,7 +583,7 @@ impl Tree {
                 .iter()
                 .map(|model| self.model(model, &at("fallbacks")))
                 .collect::<Result<_, _>>()?;
-            all.push(Agent {
+            Ok(Agent {
                 name: name.clone(),
                 description: tree.description.clone(),
                 model: self.model(model, &at("model"))?,
@@ -591,9 +601,8 @@ impl Tree {
                     Some(format) => format.checked(&at("response_format"))?,
                     None => ResponseFormat::Text,
                 },
-            });
-        }
-        Ok(all)
+            })
+        }))
     }
 }
 

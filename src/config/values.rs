@@ -1,11 +1,18 @@
 //! How single values are written: times, sizes, lists, and secrets, which are never shown.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, ToSocketAddrs},
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use config::{Value, ValueKind};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, IntoDeserializer, value::StringDeserializer},
+};
 
 use super::{ConfigError, wrong};
 use crate::tool::is_secret;
@@ -166,6 +173,40 @@ impl Serialize for OptionalTime {
     }
 }
 
+/// An address to listen at: `127.0.0.1:8080`, or with a name for the host, `localhost:8080`, of
+/// which the first address counts, an IPv4 one before others.
+///
+/// # Errors
+/// What such an address looks like, or that nobody knows the name.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    const EXPECTED: &str = "expected an address and a port, such as \"127.0.0.1:8080\" or \"localhost:8080\"";
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (name, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    if name.is_empty() || !name.bytes().all(fits) || port.parse::<u16>().is_err() {
+        return Err(EXPECTED.to_owned());
+    }
+    let unknown = || "expected an address, or the name of a host that is known here".to_owned();
+    let all: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| unknown())?.collect();
+    let first = all.iter().find(|address| address.is_ipv4()).or(all.first());
+    first.copied().ok_or_else(unknown)
+}
+
+/// An address to listen at.
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    listen_address(&text).map_err(D::Error::custom)
+}
+
+/// One of the words of an enum; the error lists them.
+pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let word: StringDeserializer<serde::de::value::Error> = text.into_deserializer();
+    T::deserialize(word).map_err(D::Error::custom)
+}
+
 /// An address, or `""` for none.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OptionalAddress(pub(super) Option<SocketAddr>);
@@ -176,9 +217,7 @@ impl<'de> Deserialize<'de> for OptionalAddress {
         if text.is_empty() {
             return Ok(Self(None));
         }
-        let address = text.parse().ok();
-        let address =
-            address.ok_or_else(|| D::Error::custom("expected an address, such as \"127.0.0.1:9090\", or \"\""))?;
+        let address = listen_address(&text).map_err(|error| D::Error::custom(format!("{error}, or \"\"")))?;
         Ok(Self(Some(address)))
     }
 }

@@ -257,6 +257,8 @@ pub struct Runs {
     notices: Arc<Notify>,
     /// The tasks of all runs.
     pub(crate) tasks: TaskTracker,
+    /// Cancelled: the gateway was told to stop.
+    leaving: CancellationToken,
     /// Cancelled: what still runs is to be interrupted.
     pub(crate) interrupt: CancellationToken,
 }
@@ -290,6 +292,7 @@ impl Runs {
             meters,
             tracer,
             tasks: TaskTracker::new(),
+            leaving: CancellationToken::new(),
             interrupt: CancellationToken::new(),
         })
     }
@@ -313,6 +316,7 @@ impl Runs {
             notices: self.notices.clone(),
             memory: self.memory.clone(),
             tasks: self.tasks.clone(),
+            leaving: self.leaving.clone(),
             interrupt: self.interrupt.clone(),
         })
     }
@@ -366,6 +370,18 @@ impl Runs {
     /// `shutting_down`, `overloaded`.
     pub fn open(&self) -> Result<(), Error> {
         self.registry.open(&self.limits)
+    }
+
+    /// Whether the gateway was told to stop. It may go on taking runs for a while, until those who
+    /// send it requests have noticed.
+    #[must_use]
+    pub fn leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Says from now on that the gateway was told to stop.
+    pub fn leave(&self) {
+        self.leaving.cancel();
     }
 
     /// Refuses new runs from now on.

@@ -693,3 +693,35 @@ async fn the_program_keeps_its_sessions_where_it_was_started() {
     let session = get(&program, "/sessions/s").await.expect(200).await.json().await;
     assert_eq!(session["message_count"], 2);
 }
+
+mod drain_delay {
+    use super::*;
+
+    #[tokio::test]
+    async fn readiness_fails_first_and_the_port_closes_after_it() {
+        let upstream = Upstream::always(openai::answer(&["Hi"])).await;
+        let mut program = program(&upstream, &[("SERVER__DRAIN_DELAY", "3s")]).await;
+        program.terminate().await;
+        eventually("/readyz to say no", async || {
+            let ready = get(&program, "/readyz").await;
+            (ready.status == 503).then_some(())
+        })
+        .await;
+        // What a balancer still sends is served, in new connections and with new runs.
+        let served = post(&program, "/chat", json!({"message": "Hi"})).await;
+        assert_eq!(served.expect(200).await.json().await["content"], "Hi");
+        assert_eq!(get(&program, "/readyz").await.problem().await, "shutting_down");
+        assert!(program.wait_exit(Duration::from_secs(20)).await.success());
+        assert!(TcpStream::connect(program.addr()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_skips_it() {
+        let upstream = Upstream::always(openai::answer(&["Hi"])).await;
+        let mut program = program(&upstream, &[("SERVER__DRAIN_DELAY", "10m")]).await;
+        program.terminate().await;
+        program.logged("the port closes in").await;
+        program.terminate().await;
+        assert!(program.wait_exit(Duration::from_secs(20)).await.success());
+    }
+}

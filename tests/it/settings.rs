@@ -1132,3 +1132,217 @@ fn a_cloud_is_told_of_clouds_and_not_of_models() {
         ["AWS_REGION", "AZURE_STORAGE_ACCOUNT_NAME", "GOOGLE_SERVICE_ACCOUNT"]
     );
 }
+
+/// Everything that is wrong is told at once, with its place in the file or its variable.
+#[test]
+fn all_problems_are_told_at_once_each_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let text = "default_agent = \"a\"\n\
+                listen = \"127.0.0.1:1\"\n\
+                [server]\n\
+                heartbeat = \"0s\"\n\
+                \x20 max_boddy = \"1MiB\"\n\
+                [runs]\n\
+                on_cancel = \"canary-7f3a\"\n\
+                [agents.a]\n\
+                model = \"demo/guide\"\n\
+                response_format = { type = \"canary-7f3a\" }\n";
+    std::fs::write(&file, text).unwrap();
+    let flags = Flags {
+        config: Some(file.clone()),
+        ..Flags::default()
+    };
+    let error = load(&flags, &[("SLUICEGATE__RUNS__DEADLINE", "canary-7f3a")]).unwrap_err();
+    let name = file.display();
+    for expected in [
+        format!("{name}:2:1: unknown setting listen; did you mean server.listen?"),
+        format!("{name}:5:3: unknown setting server.max_boddy; did you mean server.max_body?"),
+        format!("{name}:7:1: runs.on_cancel: expected \"keep\" or \"discard\""),
+        format!(
+            "{name}:10:21: agents.a.response_format.type: expected one of \"text\", \"json_object\", \"json_schema\""
+        ),
+        "runs.deadline: expected a duration".to_owned(),
+        "(from SLUICEGATE__RUNS__DEADLINE)".to_owned(),
+    ] {
+        assert!(error.contains(&expected), "{expected}\nin\n{error}");
+    }
+    assert!(!error.contains(CANARY), "{error}");
+    // What is wrong by its value alone, too, where the form of all is right or has a default.
+    let text = "[server]\nheartbeat = \"0s\"\nlost_timeout = \"1s\"\nlisen = \"x\"\n\
+                [[auth.keys]]\nname = \"!\"\nsha256 = \"x\"\n[[auth.keys]]\nname = \"a\"\nsha256 = \"y\"\n\
+                [agents.a]\nmodel = \"x\"\n[agents.b]\nmodel = \"y\"\n[log]\nfilter = \"verbose\"\n";
+    let error = Settings::from_toml(text).unwrap_err().to_string();
+    for expected in [
+        "the settings:2:1: server.heartbeat",
+        "the settings:3:1: server.lost_timeout",
+        "the settings:4:1: unknown setting server.lisen",
+        "the settings:6:1: auth.keys[0].name",
+        "the settings:10:1: auth.keys[1].sha256",
+        "the settings:12:1: agents.a.model",
+        "the settings:14:1: agents.b.model",
+        "the settings:16:1: log.filter: \"verbose\" is no level (off, error, warn, info, debug, trace)",
+    ] {
+        assert!(error.contains(expected), "{expected}\nin\n{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_syntax_error_has_its_line_and_a_filter_that_is_none_is_refused_before_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    std::fs::write(&file, "[server]\nlisten = \"127.0.0.1:0\"\nheartbeat = canary-7f3a\n").unwrap();
+    let args = ["check-config", "--config", file.to_str().unwrap()];
+    let outcome = program(folder.path(), &[], &args).await;
+    assert!(
+        outcome.code != 0 && outcome.err.contains("mine.toml:3:13: "),
+        "{outcome:?}"
+    );
+    assert!(!outcome.err.contains(CANARY), "{outcome:?}");
+    for wrong in ["verbose", "info,verbose", "sluicegate=loud", "warning"] {
+        let outcome = program(folder.path(), &[("SLUICEGATE__LOG__FILTER", wrong)], &["check-config"]).await;
+        assert!(
+            outcome.code != 0 && outcome.err.contains("log.filter"),
+            "{wrong}: {outcome:?}"
+        );
+    }
+    for fine in [
+        "info",
+        "WARN",
+        "sluicegate=debug,warn",
+        "hyper=trace,info",
+        "sluicegate",
+        "info,sqlx::query=debug",
+    ] {
+        let outcome = program(folder.path(), &[("SLUICEGATE__LOG__FILTER", fine)], &["check-config"]).await;
+        assert_eq!(outcome.code, 0, "{fine}: {outcome:?}");
+    }
+}
+
+/// In the environment as in a file, wherever `""` says that there is none.
+#[test]
+fn an_empty_variable_says_none_where_an_empty_text_does() {
+    let file: toml::Table = DEFAULT.parse().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let plain = from_env(&[]).effective().unwrap();
+    let (mut todo, mut meant) = (vec![(Vec::<String>::new(), toml::Value::Table(file))], Vec::new());
+    while let Some((path, value)) = todo.pop() {
+        if let toml::Value::Table(table) = value {
+            let inner = table.into_iter();
+            todo.extend(inner.map(|(key, value)| ([&path[..], &[key]].concat(), value)));
+            continue;
+        }
+        let key = path.join(".");
+        // Some values other than the default, so that "none" is another thing than "not set".
+        let other = match (&value, key.as_str()) {
+            (toml::Value::Array(_), "server.cors_allowed_origins") => "[\"https://a.example\"]",
+            (toml::Value::Array(_), "tools.guard.allow") => "[\"10.0.0.0/8\"]",
+            (toml::Value::Array(_), "agent_defaults.tools") => "[\"calculator\"]",
+            (toml::Value::Array(_), _) => "[\"a.example\"]",
+            (_, "sessions.ttl") => "\"5m\"",
+            (_, "log.otlp_endpoint") => "\"http://127.0.0.1:4318\"",
+            (_, "server.admin_listen") => "\"127.0.0.1:9191\"",
+            _ => continue,
+        };
+        let with = |value: &str| {
+            let (section, name) = key.rsplit_once('.').unwrap();
+            format!("[{section}]\n{name} = {value}\n")
+        };
+        let file = folder.path().join("mine.toml");
+        std::fs::write(&file, with(other)).unwrap();
+        let flags = Flags {
+            config: Some(file),
+            ..Flags::default()
+        };
+        let variable = format!("SLUICEGATE__{}", path.join("__").to_uppercase());
+        let none = load(&flags, &[(&variable, "")]).unwrap().effective().unwrap();
+        let empty = if value.is_array() { "[]" } else { "\"\"" };
+        let expected = Settings::from_toml(&with(empty)).unwrap().effective().unwrap();
+        assert_eq!(none, expected, "{variable}");
+        assert_ne!(load(&flags, &[]).unwrap().effective().unwrap(), none, "{key}");
+        meant.push(key);
+    }
+    assert_eq!(meant.len(), 7, "{meant:?}");
+    // Elsewhere an empty variable is none.
+    for variable in [
+        "SLUICEGATE__STORE__URL",
+        "SLUICEGATE__LOG__FILTER",
+        "SLUICEGATE__RUNS__DEADLINE",
+    ] {
+        assert_eq!(from_env(&[(variable, "")]).effective().unwrap(), plain, "{variable}");
+    }
+}
+
+#[tokio::test]
+async fn the_admin_listener_can_be_switched_off_by_a_variable() {
+    let upstream = Upstream::always(openai::answer(&["Hi"])).await;
+    let recipe = Gateway::with(&upstream).toml("[server]\nadmin_listen = \"127.0.0.1:9090\"");
+    let program = recipe.spawn_in(&[("SLUICEGATE__SERVER__ADMIN_LISTEN", "")]).await;
+    assert!(!program.log().contains("metrics are at"), "{}", program.log());
+}
+
+#[tokio::test]
+async fn a_name_is_an_address_to_listen_at() {
+    let folder = tempfile::tempdir().unwrap();
+    for (args, listen) in [
+        (&["check-config", "--listen", "localhost:8181"][..], "127.0.0.1:8181"),
+        (&["check-config", "--listen", "[::1]:8181"], "[::1]:8181"),
+    ] {
+        let outcome = program(folder.path(), &[], args).await;
+        assert!(outcome.out.contains(&format!("listen = \"{listen}\"")), "{outcome:?}");
+    }
+    let named = Settings::from_toml("[server]\nlisten = \"localhost:1\"\nadmin_listen = \"localhost:2\"").unwrap();
+    assert_eq!(named.listen.to_string(), "127.0.0.1:1");
+    assert_eq!(named.admin_listen.unwrap().to_string(), "127.0.0.1:2");
+    for wrong in [
+        "8080",
+        ":8080",
+        "localhost",
+        "localhost:",
+        "localhost:x",
+        "http://localhost:80",
+        "no.such.name.invalid:80",
+    ] {
+        let outcome = program(folder.path(), &[], &["check-config", "--listen", wrong]).await;
+        assert!(
+            outcome.code != 0 && outcome.err.contains("expected an address"),
+            "{wrong}: {outcome:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_variable_that_does_nothing_is_named_with_the_nearest_that_does() {
+    let folder = tempfile::tempdir().unwrap();
+    for (variable, meant) in [
+        ("SLUICEGATE_LISTEN", Some("SLUICEGATE__SERVER__LISTEN")),
+        ("SLUICEGATE_SERVER_LISTEN", Some("SLUICEGATE__SERVER__LISTEN")),
+        ("SLUICEGATE_LOG_FORMAT", Some("SLUICEGATE__LOG__FORMAT")),
+        ("SLUICEGATE_STORE_URL", Some("SLUICEGATE__STORE__URL")),
+        ("SLUICEGATE_MODEL", None),
+        // A service of Kubernetes.
+        ("SLUICEGATE_SERVICE_HOST", None),
+        ("SLUICEGATE_PORT_8080_TCP", None),
+    ] {
+        let value = if variable == "SLUICEGATE_MODEL" {
+            "demo/guide"
+        } else {
+            "x"
+        };
+        let outcome = program(folder.path(), &[(variable, value)], &["check-config"]).await;
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        match meant {
+            Some(meant) => assert!(
+                outcome.err.contains(variable) && outcome.err.contains(&format!("did you mean {meant}?")),
+                "{outcome:?}"
+            ),
+            None => assert_eq!(outcome.err, "", "{variable}"),
+        }
+    }
+    let program = Process::start(&[("SLUICEGATE_LISTEN", "x")], &[]).await;
+    let log = program.log();
+    assert!(
+        log.contains("WARN") && log.contains("SLUICEGATE__SERVER__LISTEN"),
+        "{log}"
+    );
+}
