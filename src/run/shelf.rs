@@ -443,6 +443,7 @@ pub(super) mod tests {
         let shelf = runs.shelf(&*run(&runs, None).await);
         let made = shelf.keep(file("1")).await.unwrap();
         assert!(runs.artifact(&Principal::named("ada"), made.id).await.is_ok());
+        let now = runs.store.now();
         let life = 2 * LIFE.as_millis() as i64;
         assert!(runs.store.due(now + life - 10_000, None, 9).await.unwrap().is_empty());
         assert_eq!(runs.store.due(now + life + 10, None, 9).await.unwrap()[0].id, made.id);
@@ -473,6 +474,7 @@ pub(super) mod tests {
             created_at: 0,
         };
         let id = record.artifact.id;
+        let now = runs.store.now();
         assert!(runs.store.announce(&record, now - 1).await.unwrap());
         runs.artifacts.blobs.put(id, "1".into()).await.unwrap();
         assert!(runs.artifact(&run.principal, id).await.is_err());
