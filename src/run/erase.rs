@@ -129,7 +129,7 @@ impl Runs {
         if !self.store.shared() {
             return;
         }
-        let mut registrations = None;
+        let mut given_up = 0;
         loop {
             let _ = timeout(POLL, self.notices.notified()).await;
             let notices = match self.store.notices().await {
@@ -142,10 +142,8 @@ impl Runs {
             };
             // Others had given this gateway up, and did not wait for it: anything may have been
             // erased meanwhile.
-            if registrations
-                .replace(notices.registrations)
-                .is_some_and(|known| known != notices.registrations)
-            {
+            if notices.given_up != given_up {
+                given_up = notices.given_up;
                 self.registry.forget_ended();
             }
             for run in notices.stops.iter().filter_map(|run| self.registry.any(*run)) {

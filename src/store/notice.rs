@@ -41,9 +41,9 @@ pub struct Notices {
     pub stops: Vec<RunId>,
     /// Erasures for this gateway, and those for the relay that are due.
     pub erasures: Vec<Erasure>,
-    /// The number of times that this gateway was registered in the store. A higher number means
-    /// that the gateway had been given up, and may have missed notices.
-    pub registrations: u64,
+    /// The number of times that this gateway had been given up, or may have been. It may have missed
+    /// notices then.
+    pub given_up: u64,
 }
 
 /// Notices. A store that belongs to one process has none.

@@ -62,7 +62,7 @@ impl NoticeStore for Postgres {
             Ok(Notices {
                 stops: stops.iter().map(|id| run_id(id)).collect::<Result<_, _>>()?,
                 erasures: erasures.iter().map(read_erasure).collect::<Result<_, _>>()?,
-                registrations: self.replica.registrations(),
+                given_up: self.replica.given_up(),
             })
         }))
     }

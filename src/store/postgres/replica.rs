@@ -83,7 +83,7 @@ impl Member {
     }
 
     /// The number of times that others had given this gateway up, or may have. It may have missed notices then.
-    pub(super) fn registrations(&self) -> u64 {
+    pub(super) fn given_up(&self) -> u64 {
         self.lease.number()
     }
 
