@@ -7,8 +7,8 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-/// Largest request, head and body: W4's are below 1 KiB; a gateway that sent its history could need more.
-const LIMIT: usize = 1 << 20;
+/// Largest request, head and body: W4's are below 1 KiB; a gateway that sends a history of images needs much more.
+const LIMIT: usize = 64 << 20;
 
 /// One request, with the body as it came.
 pub(super) struct Request {

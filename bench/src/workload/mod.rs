@@ -14,6 +14,7 @@ mod l5;
 mod l6;
 mod l7;
 mod l8;
+mod large_sessions;
 mod w1;
 mod w1p;
 mod w2;
@@ -39,7 +40,20 @@ use crowd::{Crowd, Wave};
 pub const NAMES: [&str; 7] = ["w1", "w1p", "w2", "w3", "w4", "w5", "w6"];
 
 /// The loads' names: what is held under many, slow, leaving and hostile clients.
-pub const LOADS: [&str; 11] = ["l1", "l2", "l3", "l4", "l5", "l6", "l7", "l8", "l11", "l16", "l17"];
+pub const LOADS: [&str; 12] = [
+    "l1",
+    "l2",
+    "l3",
+    "l4",
+    "l5",
+    "l6",
+    "l7",
+    "l8",
+    "l11",
+    "l16",
+    "l17",
+    "large_sessions",
+];
 
 /// What every workload needs.
 pub struct Bench {
@@ -228,6 +242,7 @@ impl Bench {
             "l11" => l11::run(self).await,
             "l16" => l16::run(self).await,
             "l17" => l17::run(self).await,
+            "large_sessions" => large_sessions::run(self).await,
             _ => anyhow::bail!("{name}: no such workload"),
         }
         .with_context(|| name.to_owned())
