@@ -87,6 +87,13 @@ pub async fn serve(settings: Settings) -> Result<Running, Error> {
 
     let parts = (staff.agents.clone(), staff.providers.clone(), staff.tools.clone());
     let runs = Runs::new(parts, store, artifacts, others, settings.runs, (meters, tracer));
+    if let Err(error) = runs.files_ready().await {
+        tracing::error!(
+            cause = error.causes(),
+            "files that tools make cannot be kept in {}",
+            settings.artifacts_url
+        );
+    }
     let shared = Shared {
         runs: runs.keeper().map_err(config_error)?,
         limiter: Arc::new(Limiter::new(common.clone())),
@@ -333,10 +340,10 @@ fn introduce(settings: &Settings, agents: &Agents, address: SocketAddr, admin: O
         tracing::info!("agent {}{default} is answered by {}{demo}", agent.name, agent.model);
     }
     match settings.run_log_url.as_str() {
-        "memory:" => tracing::info!("sessions are kept in {}, runs in memory", settings.store_url),
+        "memory:" => tracing::info!("sessions are kept in {}, runs in memory", settings.store_url.whole()),
         _ => tracing::info!(
             "sessions are kept in {}, runs in {}",
-            settings.store_url,
+            settings.store_url.whole(),
             settings.run_log_url
         ),
     }

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     io::Write,
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use sluicegate::{
     app,
     config::{self, Flags, Settings},
     http::{auth::keys, docs::OPENAPI},
-    shutdown, telemetry,
+    shutdown, store, telemetry,
 };
 
 #[cfg(feature = "mimalloc")]
@@ -50,6 +50,11 @@ enum Command {
     CheckConfig,
     /// Ask the gateway that these settings describe whether it is ready: exit code 0 if it is.
     Healthcheck,
+    /// Copy the SQLite store of these settings into a new file, as of one moment, also while a gateway runs.
+    Backup {
+        /// The copy; it must not be there yet.
+        file: PathBuf,
+    },
     /// Make keys for callers.
     #[command(subcommand)]
     Keys(Keys),
@@ -83,7 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Openapi => return print(OPENAPI),
         Command::Keys(Keys::New { name }) => return new_key(&name),
-        Command::Serve | Command::CheckConfig | Command::Healthcheck => {}
+        Command::Serve | Command::CheckConfig | Command::Healthcheck | Command::Backup { .. } => {}
     }
     let flags = Flags {
         // An empty variable is none.
@@ -103,6 +108,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             print(&settings.effective().map_err(|e| anyhow!("{e}"))?)
         }
         Command::Healthcheck => healthcheck(settings.listen),
+        Command::Backup { file } => backup(&settings, &file),
         Command::Keys(_) | Command::Openapi => Ok(()),
     }
 }
@@ -134,6 +140,20 @@ fn serve(settings: Settings, flags: &Flags) -> anyhow::Result<()> {
     // A thread that still computes what nobody waits for must not keep the process.
     runtime.shutdown_timeout(LAST);
     served
+}
+
+fn backup(settings: &Settings, file: &Path) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    let copied = runtime.block_on(store::backup(settings.store_url.as_str(), file));
+    let (from, to, bytes) = copied.map_err(|e| anyhow!("{}", e.message))?;
+    print(&format!(
+        "{} was copied to {} ({bytes} bytes)",
+        from.display(),
+        to.display()
+    ))
 }
 
 /// `GET /readyz` by hand: the one request that a container's health check makes needs no client.

@@ -216,10 +216,11 @@ impl Turn {
         let later = |m: &Message| place(m.tool_call_id.as_deref()) > own;
         let answers = &messages[asked + 1..];
         let behind = answers.iter().rev().take_while(|m| later(m)).count();
+        let result: Arc<str> = result.into();
         let message = if ok {
-            Message::tool(&call.id, &*result)
+            Message::tool(&call.id, result.clone())
         } else {
-            Message::failure(&call.id, &*result)
+            Message::failure(&call.id, result.clone())
         };
         messages.insert(messages.len() - behind, message);
         let record = ToolRecord {
@@ -326,7 +327,7 @@ mod tests {
             turn.answer_call(&call(id), true, id.into(), 0);
         }
         let told: String = turn.added()[2..].iter().map(|m| &*m.content).collect();
-        let recorded: String = turn.tools.iter().map(|t| t.result.as_str()).collect();
+        let recorded: String = turn.tools.iter().map(|t| &*t.result).collect();
         assert_eq!((told.as_str(), recorded.as_str()), ("abcd", "abcd"));
     }
 

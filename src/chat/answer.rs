@@ -1,7 +1,8 @@
 //! A finished run's result: the object that `/chat` answers with, `done` carries and the store keeps.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use memchr::memmem;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value, value::RawValue};
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Artifact, FinishKind, Message, RunId, SessionId, Usage};
@@ -31,7 +32,7 @@ pub struct Answer {
     /// What tools were called, in order.
     pub tool_calls: Vec<ToolRecord>,
     /// The answer as data, where a form was asked for.
-    pub structured_data: Option<Value>,
+    pub structured_data: Option<JsonText>,
     /// Files the run made.
     pub artifact_files: Vec<Artifact>,
     /// The messages this run added to its session.
@@ -53,10 +54,86 @@ pub struct ToolRecord {
     pub round: u32,
     /// Whether it worked.
     pub ok: bool,
-    /// What the model was told.
-    pub result: String,
+    /// What the model was told. Shared with its message.
+    pub result: Arc<str>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
+}
+
+/// JSON as text, shared: as values, data takes many times its text. U+2028 and U+2029, which some readers take for the end
+/// of a line, are escaped in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JsonText(Arc<str>);
+
+impl JsonText {
+    /// A value as text.
+    #[must_use]
+    pub fn of(value: &Value) -> Self {
+        Self::escaped(value.to_string())
+    }
+
+    fn escaped(text: String) -> Self {
+        if memmem::find(text.as_bytes(), b"\xE2\x80").is_none() {
+            return Self(text.into());
+        }
+        Self(
+            text.replace('\u{2028}', "\\u2028")
+                .replace('\u{2029}', "\\u2029")
+                .into(),
+        )
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &Arc<str> {
+        &self.0
+    }
+
+    /// Another text, which must be JSON, too.
+    #[must_use]
+    pub(crate) fn of_text(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Serialize for JsonText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
+        raw.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for JsonText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(Self::escaped(String::from(Box::<str>::from(raw))))
+    }
+}
+
+impl Done {
+    /// Has the answer's messages and tool calls share the texts that they have in common with the answer, so that a result
+    /// which was read from a store holds each text once.
+    #[must_use]
+    pub fn sharing(mut self) -> Self {
+        let Answer {
+            content,
+            messages,
+            tool_calls,
+            ..
+        } = &mut self.answer;
+        for message in messages {
+            if message.content == *content {
+                message.content = content.clone();
+            }
+            let call = tool_calls
+                .iter_mut()
+                .find(|call| message.tool_call_id.as_ref() == Some(&call.id));
+            if let Some(call) = call.filter(|call| call.result == message.content) {
+                call.result = message.content.clone();
+            }
+        }
+        self
+    }
 }
 
 /// The end of a run that completed: its answer, and what is told beside it.
@@ -73,4 +150,24 @@ pub struct Done {
     /// Whether the answer is not what was streamed, because that did not fit the form asked for.
     #[serde(default)]
     pub repaired: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn data_is_the_same_value_as_text_and_has_no_ends_of_lines() {
+        let value = json!({"b": ["\u{2028}x", "\u{2029}", "“\n"], "a": 1.50});
+        let text = JsonText::of(&value);
+        assert!(!text.text().contains(['\u{2028}', '\u{2029}', '\n']), "{text:?}");
+        assert_eq!(serde_json::to_value(&text).unwrap(), value);
+        let back: JsonText = serde_json::from_str(&serde_json::to_string(&value).unwrap()).unwrap();
+        assert_eq!(back, text);
+        assert_eq!(serde_json::from_value::<JsonText>(value.clone()).unwrap(), text);
+        let none: Option<JsonText> = serde_json::from_str("null").unwrap();
+        assert_eq!(none, None);
+    }
 }

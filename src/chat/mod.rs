@@ -15,7 +15,7 @@ pub mod number;
 pub mod request;
 pub mod usage;
 
-pub use answer::{Answer, Done, ToolRecord};
+pub use answer::{Answer, Done, JsonText, ToolRecord};
 pub use artifact::Artifact;
 pub use chunk::{Chunk, FinishKind, FinishReason};
 pub use event::{Event, ToolCallMade, ToolResult};

@@ -27,7 +27,8 @@ const BELIEVED: Duration = Duration::from_secs(1);
 pub struct Readiness(Mutex<Option<(Instant, Result<(), Error>)>>);
 
 impl Readiness {
-    /// Whether the store can be reached and written to. Whoever asks while somebody else does waits for that answer.
+    /// Whether the store, and the folder of files, can be reached and written to. Whoever asks while somebody else does
+    /// waits for that answer.
     ///
     /// # Errors
     /// It cannot.
@@ -40,6 +41,23 @@ impl Readiness {
         let asked = tokio::time::timeout(PATIENCE, runs.store.ready()).await;
         let found = asked.map_err(slow).and_then(|found| found);
         runs.meters.store_is(found.is_ok().into());
+        let found = match found {
+            Ok(()) => {
+                let slow = |_| {
+                    Error::new(
+                        ErrorCode::StoreUnavailable,
+                        "The folder of files did not answer in time.",
+                    )
+                };
+                let files = tokio::time::timeout(PATIENCE, runs.files_ready()).await;
+                files.map_err(slow).and_then(|found| found)
+            }
+            unready => unready,
+        };
+        let before = last.as_ref().is_none_or(|(_, found)| found.is_ok());
+        if let (Err(error), true) = (&found, before) {
+            tracing::warn!(%error, cause = error.causes(), "not ready");
+        }
         *last = Some((Instant::now(), found.clone()));
         found
     }

@@ -8,14 +8,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Front,
     auth::Caller,
     chat,
     error::{Problem, Refusal},
-    format,
+    format::{self, long::LongTexts},
     layers::RequestId,
     order::Door,
     query::{PathId, Query, known},
@@ -69,7 +69,7 @@ pub async fn look(
     run_id: PathId,
 ) -> Result<Response, Refusal> {
     let glance = front.runs.glance(&caller.principal, known(run_id)?).await?;
-    Ok(shown(glance, &request_id))
+    Ok(shown(glance, &request_id)?)
 }
 
 /// `POST /runs/{run_id}/cancel`.
@@ -81,7 +81,7 @@ pub async fn cancel(
     run_id: PathId,
 ) -> Result<Response, Refusal> {
     let glance = front.runs.cancel(&caller.principal, known(run_id)?).await?;
-    Ok(shown(glance, &request_id))
+    Ok(shown(glance, &request_id)?)
 }
 
 /// `GET /runs/{run_id}/events`.
@@ -165,12 +165,13 @@ struct RunShown {
     metadata: BTreeMap<String, String>,
 }
 
-fn shown(glance: Glance, request_id: &str) -> Response {
+fn shown(glance: Glance, request_id: &str) -> Result<Response, Error> {
     let (run_id, session_id) = (glance.id, glance.session_id.clone());
     let error = glance
         .error
         .map(|error| Problem::new(&error, request_id).about(run_id, session_id));
-    let answer = glance.done.map(|done| done.answer);
+    let mut answer = glance.done.map(|done| done.answer);
+    let texts = answer.as_mut().map(LongTexts::take);
     let shown = RunShown {
         run_id,
         session_id: glance.session_id,
@@ -186,5 +187,8 @@ fn shown(glance: Glance, request_id: &str) -> Response {
         response: answer,
         metadata: glance.metadata,
     };
-    Json(shown).into_response()
+    match texts {
+        Some(texts) => format::long::respond(&shown, texts, Arc::new(glance.source)),
+        None => Ok(Json(shown).into_response()),
+    }
 }

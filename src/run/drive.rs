@@ -11,7 +11,7 @@ use crate::{
         self, Agent, Kit, Listener, Turn,
         step::{Bounds, Candidate},
     },
-    chat::{Answer, Artifact, Done, Event, ModelCall},
+    chat::{Answer, Artifact, Done, Event, JsonText, ModelCall},
     error::{Error, ErrorCode},
     limit::Reservation,
     meters::{Direction, Outcome},
@@ -226,6 +226,7 @@ impl Runs {
             error: error.as_ref().and_then(|error| serde_json::to_value(error).ok()),
             // Only what is kept is written down; an answer is long.
             done: run.session_id.as_ref().map(|_| Box::new(done.clone())),
+            result_bytes: None,
         };
         let lost = run.fence.is_lost() && run.session_id.is_some();
         let written = match run.session_id {
@@ -446,7 +447,7 @@ fn result(run: &Run, turn: &Turn, history_truncated: bool, complete: bool) -> Do
             usage: turn.usage.clone(),
             rounds: turn.rounds,
             tool_calls: turn.tools.clone(),
-            structured_data: turn.structured.clone().filter(|_| complete),
+            structured_data: turn.structured.as_ref().filter(|_| complete).map(JsonText::of),
             artifact_files: Vec::new(),
             messages: turn.added().iter().map(crate::chat::Message::shown).collect(),
             metadata: run.metadata.clone(),

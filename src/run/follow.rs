@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Interest, Reader, Run, Runs, elsewhere,
+    Interest, Reader, Run, Runs, StoredResult, elsewhere,
     fleet::{Fleet, FoundRow},
     log::out_of_sight,
 };
@@ -60,6 +60,17 @@ pub struct Glance {
     pub done: Option<Box<Done>>,
     /// What the request brought.
     pub metadata: std::collections::BTreeMap<String, String>,
+    /// What has the result's texts: to be held as long as they are.
+    pub source: Source,
+}
+
+/// Where a run's result is held.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In its log.
+    Log(Arc<Run>),
+    /// In memory, out of the store; `None` for a run without a result.
+    Stored(Option<Arc<StoredResult>>),
 }
 
 impl Runs {
@@ -116,8 +127,10 @@ impl Runs {
             ));
         }
         if let Some(fleet) = &self.fleet {
-            return self.follow_ended(fleet, &record, after).await;
+            return self.follow_ended(fleet, record, after).await;
         }
+        let mut record = RunRecord::clone(&record);
+        let stored = self.load_result(&mut record).await?;
         let (seq, last) = match last_words(&record) {
             Some(known) => known,
             None => {
@@ -130,7 +143,7 @@ impl Runs {
             return Err(ahead());
         }
         Ok(Follow::Events(Reader::new(
-            Run::kept(RunRecord::clone(&record), seq, vec![last]),
+            Run::kept(record, seq, last, stored),
             seq,
             Interest::Every,
         )))
@@ -147,15 +160,20 @@ impl Runs {
 
     /// Follows a run that ended at another gateway, or died with it. What its readers there were told last may not have
     /// been mirrored.
-    async fn follow_ended(&self, fleet: &Fleet, record: &RunRecord, after: Option<u64>) -> Result<Follow, Error> {
-        let shadow = fleet.shadow(record).await?;
+    async fn follow_ended(&self, fleet: &Fleet, record: Arc<RunRecord>, after: Option<u64>) -> Result<Follow, Error> {
+        let shadow = fleet.shadow(&record).await?;
         if !shadow.log.concluded() {
             fleet.catch_up(&shadow).await?;
         }
+        let mut record = RunRecord::clone(&record);
+        let stored = match shadow.log.concluded() {
+            true => None, // what it came to is in the log
+            false => self.load_result(&mut record).await?,
+        };
         // That it ended is known when that is written down; what it said before is mirrored some moments later.
         let just_now = record.end.as_ref().is_some_and(|end| self.since(end.ended_at) < LATELY);
         let lacking = || {
-            let last = last_words(record).is_some_and(|(seq, _)| seq > shadow.log.next_seq());
+            let last = last_words(&record).is_some_and(|(seq, _)| seq > shadow.log.next_seq());
             just_now && last && !shadow.log.ended()
         };
         let deadline = Instant::now() + AHEAD;
@@ -164,12 +182,12 @@ impl Runs {
             fleet.catch_up(&shadow).await?;
         }
         // A gateway that died may have told its own readers more than it could mirror.
-        let died = record.status == RunStatus::Interrupted && last_words(record).is_none();
+        let died = record.status == RunStatus::Interrupted && last_words(&record).is_none();
         if shadow.log.concluded() && !(died && after > shadow.log.last_seq()) {
             return follow_shadow(shadow, after).await;
         }
         let (known, next) = (shadow.log.next_seq(), after.map_or(0, |after| after + 1));
-        let (seq, last) = match last_words(record) {
+        let (seq, last) = match last_words(&record) {
             Some((seq, last)) if seq == next || (seq == known && !shadow.log.ended()) => (seq, last),
             None if died => {
                 let told = record.end.as_ref().and_then(|end| end.last_seq).unwrap_or(0);
@@ -188,7 +206,7 @@ impl Runs {
             return follow_log(shadow, after);
         }
         Ok(Follow::Events(Reader::new(
-            Run::kept(record.clone(), seq, vec![last]),
+            Run::kept(record, seq, last, stored),
             seq,
             Interest::Every,
         )))
@@ -202,6 +220,7 @@ impl Runs {
             usage: None,
             error: None,
             done: None,
+            result_bytes: None,
             calls: Vec::new(),
         })
     }
@@ -231,10 +250,12 @@ impl Runs {
         match self.registry.get(principal, id) {
             Some(run) => Ok(glance_at(&run)),
             None => {
-                let record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
+                let mut record = self.store.run(principal, id).await?.ok_or_else(Error::not_found)?;
                 let goes_on = self.goes_on_elsewhere(&record);
                 let end = self.ending(&record);
-                let glance = glance_back(record, end);
+                let stored = self.load_result(&mut record).await?;
+                let done = record.end.as_mut().and_then(|end| end.done.take());
+                let glance = glance_back(record, RunEnd { done, ..end }, stored);
                 Ok(match goes_on {
                     true => Glance {
                         status: RunStatus::Running,
@@ -323,7 +344,7 @@ fn follow_log(run: Arc<Run>, after: Option<u64>) -> Result<Follow, Error> {
     }
 }
 
-fn glance_at(run: &Run) -> Glance {
+fn glance_at(run: &Arc<Run>) -> Glance {
     let ended = run.ended();
     let mut glance = Glance {
         id: run.id,
@@ -340,6 +361,7 @@ fn glance_at(run: &Run) -> Glance {
             .and_then(|ended| ended.partial.as_deref())
             .map(|partial| Box::new(run.log.whole(partial))),
         metadata: run.metadata.clone(),
+        source: Source::Log(run.clone()),
     };
     if let Some(done) = &glance.done {
         glance.model.clone_from(&done.answer.model);
@@ -355,7 +377,7 @@ fn glance_at(run: &Run) -> Glance {
     glance
 }
 
-fn glance_back(record: RunRecord, end: RunEnd) -> Glance {
+fn glance_back(record: RunRecord, end: RunEnd, stored: Option<Arc<StoredResult>>) -> Glance {
     let (status, error) = match record.status {
         RunStatus::Completed => (RunStatus::Completed, None),
         // A row that says it runs, without a run: how it ended could not be written down.
@@ -378,6 +400,7 @@ fn glance_back(record: RunRecord, end: RunEnd) -> Glance {
         error,
         done: end.done,
         metadata: record.metadata,
+        source: Source::Stored(stored),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{
     ops::{Deref, Range},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -21,13 +21,12 @@ use super::{
     entry::{Entries, Place},
 };
 use crate::{
-    chat::{
-        Done, Event, Role,
-        message::{held, members},
-    },
+    chat::{Done, Event, Role, message::members},
     error::{Error, ErrorCode},
 };
 
+/// The longest text of one event: a longer one becomes several, so that a reader never has to take more at once.
+const MAX_TEXT: usize = 16 << 10;
 /// What a run costs beside what it said, in bytes, as long as its log is held: an estimate, as measured.
 const RUN: usize = 3 << 10;
 
@@ -152,6 +151,8 @@ pub struct Lean {
     reasoning: bool,
     /// Which messages are which part of it.
     messages: Vec<(usize, Range<usize>)>,
+    /// The parts that somebody reads just now, in that order: many readers share one copy.
+    parts: Arc<Mutex<Vec<Option<Weak<str>>>>>,
 }
 
 impl Lean {
@@ -174,11 +175,13 @@ impl Lean {
         if reasoning {
             done.answer.reasoning = None;
         }
+        let parts = vec![None; messages.len()];
         Self {
             done,
             content,
             reasoning,
             messages,
+            parts: Arc::new(Mutex::new(parts)),
         }
     }
 
@@ -191,8 +194,12 @@ impl Lean {
         if self.content {
             done.answer.content = text.part(0..text.len());
         }
-        for (place, words) in &self.messages {
-            done.answer.messages[*place].content = text.part(words.clone());
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((place, words), part) in self.messages.iter().zip(&mut *parts) {
+            let held = part.as_ref().and_then(Weak::upgrade);
+            let read = held.unwrap_or_else(|| text.part(words.clone()));
+            *part = Some(Arc::downgrade(&read));
+            done.answer.messages[*place].content = read;
         }
         done
     }
@@ -242,6 +249,23 @@ impl Log {
             vacated: Notify::new(),
             held,
         }
+    }
+
+    /// The log of a run that ended before, told again: its beginning, its text, which is not copied, and its last event.
+    pub(super) fn replayed(text: Arc<str>, last: Event) -> Self {
+        let log = Self::new(0, Arc::default());
+        log.append([Event::Started]);
+        if !text.is_empty() {
+            let mut shelf = log.shelf();
+            let mut end = 0;
+            for piece in pieces(&text) {
+                end += piece.len();
+                shelf.entries.text(end);
+            }
+            shelf.text = Words::Whole(text);
+        }
+        log.append([last]);
+        log
     }
 
     /// A panicking holder leaves the log as it was before the event it was adding.
@@ -445,16 +469,20 @@ impl Shelf {
                 self.entries.other(Told::Done(Box::new(lean)));
                 Entries::<Told>::OTHER + size
             }
-            Event::Text(text) => {
-                self.text.push(&text);
-                self.entries.text(self.text.len());
-                Entries::<Told>::WORDS + text.len()
-            }
-            Event::Reasoning(text) => {
-                self.thoughts.push_str(&text);
-                self.entries.reasoning(self.thoughts.len());
-                Entries::<Told>::WORDS + text.len()
-            }
+            Event::Text(text) => pieces(&text)
+                .map(|piece| {
+                    self.text.push(piece);
+                    self.entries.text(self.text.len());
+                    Entries::<Told>::WORDS + piece.len()
+                })
+                .sum(),
+            Event::Reasoning(text) => pieces(&text)
+                .map(|piece| {
+                    self.thoughts.push_str(piece);
+                    self.entries.reasoning(self.thoughts.len());
+                    Entries::<Told>::WORDS + piece.len()
+                })
+                .sum(),
             other => {
                 let size = size(&other);
                 self.entries.other(Told::Event(Box::new(other)));
@@ -486,6 +514,17 @@ impl Shelf {
     }
 }
 
+/// A text in pieces that are no longer than an event may be; an empty one is a piece, too.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (piece, more) = text.split_at(text.floor_char_boundary(MAX_TEXT));
+        rest = Some(more).filter(|more| !more.is_empty());
+        Some(piece)
+    })
+}
+
 /// What is told of a run that went on where it cannot be followed.
 pub(super) fn out_of_sight() -> Error {
     Error::new(
@@ -511,7 +550,7 @@ fn data_size(done: &Done) -> usize {
     let answer = &done.answer;
     let calls = answer.tool_calls.iter();
     let calls: usize = calls.map(|call| call.result.len() + members(&call.arguments)).sum();
-    calls + answer.structured_data.as_ref().map_or(0, held)
+    calls + answer.structured_data.as_ref().map_or(0, |data| data.text().len())
 }
 
 /// One who reads a run's log. Dropping it is leaving.
@@ -701,6 +740,48 @@ mod tests {
             _ => false,
         });
         assert_eq!(told, Some(true));
+    }
+
+    #[test]
+    fn a_long_text_is_told_in_pieces_whether_it_is_said_or_replayed() {
+        let text = "äb".repeat(MAX_TEXT);
+        let log = Log::new(0, Arc::default());
+        log.append([Event::Started, Event::Text(text.clone())]);
+        log.append([Event::Reasoning(text.clone())]);
+        let (events, _) = log.since(0, usize::MAX);
+        let texts = events.iter().filter_map(|event| match event {
+            Event::Text(text) => Some(text.as_str()),
+            _ => None,
+        });
+        let texts: Vec<_> = texts.collect();
+        assert_eq!((texts.concat(), texts.len()), (text.clone(), 4));
+        assert!(events.len() == 9 && texts.iter().all(|text| text.len() <= MAX_TEXT));
+        let done = done(&text);
+        let said: Arc<str> = done.answer.content.clone();
+        let replayed = Log::replayed(said.clone(), Event::Done(Box::new(done.clone())));
+        let (told, _) = replayed.since(0, usize::MAX);
+        assert_eq!(format!("{:?}", &told[..5]), format!("{:?}", &events[..5]));
+        assert_eq!(
+            format!("{:?}", &told[5..]),
+            format!("{:?}", [Event::Done(Box::new(done))])
+        );
+        assert!(Arc::ptr_eq(&said, &replayed.tail(said.len())), "it was copied");
+    }
+
+    #[test]
+    fn readers_of_a_part_share_one_copy_of_it() {
+        let log = Log::new(0, Arc::default());
+        log.append([Event::Started, Event::Text("Let me see. It is sunny.".into())]);
+        log.append([Event::Done(Box::new(done("Let me see. It is sunny.")))]);
+        let last = || {
+            let Some(Event::Done(done)) = log.last_event(Clone::clone) else {
+                panic!("it is done")
+            };
+            done.answer.messages[3].content.clone()
+        };
+        let (one, two) = (last(), last());
+        assert_eq!(&*one, "It is sunny.");
+        assert!(Arc::ptr_eq(&one, &two));
     }
 
     #[test]

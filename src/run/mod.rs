@@ -40,6 +40,7 @@ mod recall;
 pub mod registry;
 mod shelf;
 pub mod start;
+mod stored;
 
 pub use fleet::RelayState;
 pub use follow::Follow;
@@ -47,6 +48,7 @@ pub use log::{Found, Interest, Reader, View};
 pub use permit::Permit;
 pub use shelf::{ArtifactLimits, Artifacts, plain_name};
 pub use start::Order;
+pub use stored::StoredResult;
 
 /// A run, as long as its log is held.
 #[derive(Debug)]
@@ -85,6 +87,9 @@ pub struct Run {
     mirrored: fleet::Mirrored,
     /// How it ended.
     ended: OnceLock<Ended>,
+    /// The stored result that its log was made from.
+    #[expect(dead_code, reason = "held for its memory, as long as the log is read")]
+    stored: Option<Arc<StoredResult>>,
 }
 
 /// How a run ended, beside its last event.
@@ -131,15 +136,19 @@ impl Run {
         }
     }
 
-    /// A run out of what a store kept: only its log's last events are to be read.
-    fn kept(record: RunRecord, first: u64, events: Vec<Event>) -> Arc<Run> {
-        let log = log::Log::new(first, Arc::new(AtomicUsize::new(0)));
-        log.append(events);
-        Self::beside(record, log)
+    /// A run out of what a store kept: only its log's last event is to be read.
+    fn kept(record: RunRecord, seq: u64, last: Event, stored: Option<Arc<StoredResult>>) -> Arc<Run> {
+        let log = log::Log::new(seq, Arc::new(AtomicUsize::new(0)));
+        log.append([last]);
+        Self::of_stored(record, log, stored)
     }
 
     /// A run that is not of this gateway, with what is known of its log.
     fn beside(record: RunRecord, log: log::Log) -> Arc<Run> {
+        Self::of_stored(record, log, None)
+    }
+
+    fn of_stored(record: RunRecord, log: log::Log, stored: Option<Arc<StoredResult>>) -> Arc<Run> {
         Arc::new(Run {
             id: record.id,
             principal: record.principal,
@@ -158,6 +167,7 @@ impl Run {
             mirrored: fleet::Mirrored::default(),
             request_id: None,
             ended: OnceLock::new(),
+            stored,
         })
     }
 }
@@ -249,6 +259,8 @@ pub struct Runs {
     pub tracer: Tracer,
     /// Who runs.
     pub(crate) registry: Arc<registry::Registry>,
+    /// The stored results that are being read.
+    results: Arc<stored::StoredResults>,
     /// The other gateways, if there are any.
     fleet: Option<Arc<fleet::Fleet>>,
     /// What is counted with them.
@@ -280,6 +292,7 @@ impl Runs {
                 .relay
                 .map(|relay| Arc::new(fleet::Fleet::new(relay, registry.held.clone()))),
             common: others.common,
+            results: Arc::default(),
             notices: Arc::new(Notify::new()),
             registry,
             agents,
@@ -315,6 +328,7 @@ impl Runs {
             common: self.common.clone(),
             notices: self.notices.clone(),
             memory: self.memory.clone(),
+            results: self.results.clone(),
             tasks: self.tasks.clone(),
             leaving: self.leaving.clone(),
             interrupt: self.interrupt.clone(),
@@ -356,6 +370,17 @@ impl Runs {
     #[must_use]
     pub fn relayed(&self) -> Option<RelayState> {
         self.fleet.as_ref().map(|fleet| fleet.state())
+    }
+
+    /// Whether the files can be kept that agents' tools may make. Without tools there are none.
+    ///
+    /// # Errors
+    /// They cannot.
+    pub async fn files_ready(&self) -> Result<(), Error> {
+        match self.agents.all.values().any(|agent| !agent.tools.is_empty()) {
+            true => self.artifacts.blobs.ready().await,
+            false => Ok(()),
+        }
     }
 
     /// Whether new runs are refused because the gateway goes down.

@@ -17,8 +17,8 @@ use super::{Limits, OnBusy, OnDisconnect, Order, Run, Runs, shelf::tests::beside
 use crate::{
     agent::{Agent, Agents, ModelRef},
     chat::{
-        ArtifactId, ChatRequest, Chunk, Event, FinishKind, FinishReason, Principal, ResponseFormat, RunId, SessionId,
-        Settings, ToolChoice, Usage,
+        ArtifactId, ChatRequest, Chunk, Done, Event, FinishKind, FinishReason, Principal, ResponseFormat, RunId,
+        SessionId, Settings, ToolChoice, Usage,
     },
     error::{Error, ErrorCode},
     limit::Common,
@@ -339,6 +339,9 @@ impl RunStore for Brittle {
     fn end<'a>(&'a self, run: RunId, status: RunStatus, end: &'a RunEnd, commit: Option<Commit<'a>>) -> Later<'a, ()> {
         assert!(!self.breaks.swap(false, Relaxed), "a fault in the store");
         self.within.end(run, status, end, commit)
+    }
+    fn result<'a>(&'a self, principal: &'a Principal, id: RunId) -> Later<'a, Option<Box<Done>>> {
+        self.within.result(principal, id)
     }
     fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> Later<'a, Option<RunRecord>> {
         self.within.run(principal, id)

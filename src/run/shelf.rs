@@ -390,6 +390,7 @@ pub(super) mod tests {
             fence: crate::store::lease::Fence::default(),
             mirrored: crate::run::fleet::Mirrored::default(),
             ended: std::sync::OnceLock::new(),
+            stored: None,
         })
     }
 

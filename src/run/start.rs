@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    OnBusy, OnDisconnect, Permit, Run, Runs,
+    OnBusy, OnDisconnect, Permit, Run, Runs, StoredResult,
     drive::Driven,
     elsewhere,
     fleet::Mirrored,
@@ -213,6 +213,7 @@ impl Runs {
             mirrored: Mirrored::default(),
             request_id: order.request_id,
             ended: OnceLock::new(),
+            stored: None,
         });
         let called = match self.admit(&run, &asked_by, order.permit.concurrent_runs).await? {
             Admission::Admitted => None,
@@ -354,11 +355,14 @@ impl Runs {
     }
 
     /// A run of a key that is not of this gateway, or not any more: as it goes on elsewhere, or from its result.
-    async fn attach(&self, record: RunRecord) -> Result<Option<Arc<Run>>, Error> {
+    async fn attach(&self, mut record: RunRecord) -> Result<Option<Arc<Run>>, Error> {
         match (record.status, &self.fleet) {
             (RunStatus::Running, Some(fleet)) => fleet.shadow(&record).await.map(Some),
             (RunStatus::Running, None) if self.store.shared() => Err(elsewhere()),
-            _ => Ok(kept(record)),
+            _ => {
+                let stored = self.load_result(&mut record).await?;
+                Ok(kept(record, stored))
+            }
         }
     }
 
@@ -406,16 +410,14 @@ impl Runs {
 }
 
 /// A completed run whose log is gone, told again from its result.
-fn kept(record: RunRecord) -> Option<Arc<Run>> {
+fn kept(record: RunRecord, stored: Option<Arc<StoredResult>>) -> Option<Arc<Run>> {
     let done = record
         .end
         .as_ref()
         .filter(|_| record.status == RunStatus::Completed)
         .and_then(|end| end.done.clone())?;
-    let text = Some(&done.answer.content).filter(|text| !text.is_empty());
-    let text = text.map(|text| Event::Text(text.to_string()));
-    let events = [Event::Started].into_iter().chain(text).chain([Event::Done(done)]);
-    Some(Run::kept(record, 0, events.collect()))
+    let log = Log::replayed(done.answer.content.clone(), Event::Done(done));
+    Some(Run::of_stored(record, log, stored))
 }
 
 /// A place among the runs that a caller has at all gateways; given back, unless the run keeps it.

@@ -81,6 +81,33 @@ impl Blobs {
         Ok(Self(Place::Folder { path, made }))
     }
 
+    /// Sees whether files can be kept: a folder is made if it is not there, and written to. A place elsewhere is not
+    /// reached out for.
+    ///
+    /// # Errors
+    /// They cannot; the cause says why.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let Place::Folder { path, .. } = &self.0 else {
+            return Ok(());
+        };
+        let path = path.clone();
+        let probe = move || {
+            let name = path.join(format!(".probe-{}", uuid::Uuid::new_v4()));
+            let written = super::make_private(&path)
+                .and_then(|()| std::fs::write(&name, [0; 512]))
+                .and_then(|()| std::fs::remove_file(&name));
+            written.map_err(|error| {
+                let _ = std::fs::remove_file(&name); // a disk that is full keeps the name
+                super::cannot_write(&path, &error)
+            })
+        };
+        match tokio::time::timeout(OPEN, tokio::task::spawn_blocking(probe)).await {
+            Ok(Ok(written)) => written.map_err(broken),
+            Ok(Err(error)) => Err(broken(error)),
+            Err(_) => Err(broken("the folder did not answer in time")),
+        }
+    }
+
     /// Keeps a file.
     ///
     /// # Errors

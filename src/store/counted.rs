@@ -13,7 +13,7 @@ use super::{
     notice::{Erasure, Notices},
 };
 use crate::{
-    chat::{ArtifactId, Principal, RunId, SessionId},
+    chat::{ArtifactId, Done, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     meters::Meters,
 };
@@ -96,6 +96,7 @@ impl RunStore for Counted {
         take(principal: &'a Principal, session: &'a SessionId, run: RunId) -> Option<i64>;
         running(principal: &'a Principal, session: &'a SessionId) -> Vec<RunId>;
         holder_before(run: RunId) -> Option<RunId>;
+        result(principal: &'a Principal, id: RunId) -> Option<Box<Done>>;
         run(principal: &'a Principal, id: RunId) -> Option<RunRecord>;
         run_by_key(principal: &'a Principal, key: &'a str, since: i64) -> Option<RunRecord>;
         told(run: RunId, last_seq: u64) -> ();

@@ -13,7 +13,7 @@ use super::{
     TicketRecord, TicketStore, TicketUse, artifact::Due, conflict,
 };
 use crate::{
-    chat::{ArtifactId, Message, Principal, RunId, SessionId, history::memory},
+    chat::{ArtifactId, Done, Message, Principal, RunId, SessionId, history::memory},
     error::Error,
 };
 
@@ -102,6 +102,15 @@ fn page(session: &Session, all: &[StoredMessage], from: ReadFrom, limit: ReadLim
         bytes,
         next_bytes,
     }
+}
+
+/// A run's row without its result, whose texts are shared and take nothing more when it is read.
+fn without_result(run: &RunRecord) -> RunRecord {
+    let mut run = run.clone();
+    if let Some(end) = &mut run.end {
+        end.result_bytes = end.done.take().map(|_| 0);
+    }
+    run
 }
 
 fn key(principal: &Principal, id: &SessionId) -> SessionKey {
@@ -307,14 +316,17 @@ impl RunStore for Memory {
         Box::pin(ready(Ok(())))
     }
 
+    fn result<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<Box<Done>>, Error>> {
+        let shelves = self.shelves();
+        let run = shelves.runs.get(&id).filter(|run| run.principal == *principal);
+        let done = run.and_then(|run| run.end.as_ref()?.done.clone());
+        Box::pin(ready(Ok(done)))
+    }
+
     fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
-        let found = self
-            .shelves()
-            .runs
-            .get(&id)
-            .filter(|run| run.principal == *principal)
-            .cloned();
-        Box::pin(ready(Ok(found)))
+        let shelves = self.shelves();
+        let found = shelves.runs.get(&id).filter(|run| run.principal == *principal);
+        Box::pin(ready(Ok(found.map(without_result))))
     }
 
     fn run_by_key<'a>(
@@ -332,7 +344,7 @@ impl RunStore for Memory {
         let found = theirs
             .filter(|run| matches!(run.status, RunStatus::Running | RunStatus::Completed))
             .find(|run| run.idempotency.as_ref().is_some_and(|(known, _)| known == key));
-        Box::pin(ready(Ok(found.cloned())))
+        Box::pin(ready(Ok(found.map(without_result))))
     }
 
     fn told<'a>(&'a self, run: RunId, last_seq: u64) -> BoxFuture<'a, Result<(), Error>> {

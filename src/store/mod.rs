@@ -75,6 +75,16 @@ impl StoreUrl {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The same as it is shown, with the whole path of a file: what is relative depends on where the process was started.
+    #[must_use]
+    pub fn whole(&self) -> String {
+        let file = self
+            .0
+            .strip_prefix("sqlite://")
+            .and_then(|path| std::path::absolute(path).ok());
+        file.map_or_else(|| self.to_string(), |path| format!("sqlite://{}", path.display()))
+    }
 }
 
 impl fmt::Display for StoreUrl {
@@ -117,6 +127,22 @@ fn masked(url: &str) -> String {
         shown.query_pairs_mut().clear().extend_pairs(safe);
     }
     shown.into()
+}
+
+/// Copies the store at `url` into a new file, as of one moment, also while a gateway has it open. Returns the whole paths of
+/// the store and of the copy, and how many bytes the copy has.
+///
+/// # Errors
+/// A store that is no SQLite file, or not there; a file that is there already, or cannot be written.
+pub async fn backup(url: &str, to: &std::path::Path) -> Result<(std::path::PathBuf, std::path::PathBuf, u64), Error> {
+    match url.split_once("://") {
+        #[cfg(feature = "sqlite")]
+        Some(("sqlite", path)) => sqlite::backup(std::path::Path::new(path), to).await,
+        _ => {
+            let what = "backup copies a store of sqlite://PATH; what PostgreSQL keeps is backed up by pg_dump";
+            Err(Error::new(ErrorCode::StoreUnavailable, what))
+        }
+    }
 }
 
 /// Opens the store at `url`: `sqlite://PATH`, `postgres://USER:PASSWORD@HOST/DATABASE` or `memory:`. Its schema is brought
@@ -178,6 +204,31 @@ pub fn open_relay(url: &str) -> Result<Option<Together>, Error> {
             "run_log.url must be redis://[USER:PASSWORD@]HOST[:PORT] or memory:",
         )),
     }
+}
+
+/// Why something cannot be written, with its whole path, and as whom where that is the reason.
+pub(crate) fn cannot_write(path: &std::path::Path, error: &std::io::Error) -> String {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let path = path.display();
+    match (error.kind(), user_id()) {
+        (PermissionDenied, Some(user)) => {
+            format!("user id {user} cannot write {path}; give it to that user, or name another place ({error})")
+        }
+        (ReadOnlyFilesystem, _) => format!("{path} is on a file system that cannot be written ({error})"),
+        _ => format!("{path} cannot be written ({error})"),
+    }
+}
+
+/// The user that this process runs as.
+fn user_id() -> Option<u32> {
+    #[cfg(target_os = "linux")]
+    return std::fs::metadata("/proc/self")
+        .ok()
+        .map(|own| std::os::unix::fs::MetadataExt::uid(&own));
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// Makes a folder that is not there, for the owner only.

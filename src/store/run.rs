@@ -86,8 +86,10 @@ pub struct RunEnd {
     pub usage: Option<Usage>,
     /// What went wrong, as JSON ([`Error`]).
     pub error: Option<serde_json::Value>,
-    /// Its result: complete for a completed run, as far as it got for another.
+    /// Its result: complete for a completed run, as far as it got for another. Written; read with [`RunStore::result`].
     pub done: Option<Box<Done>>,
+    /// The size of its result as stored, in bytes. Read with the run; not written.
+    pub result_bytes: Option<u64>,
     /// What each model call cost. Written; not read back with the run.
     pub calls: Vec<ModelCall>,
 }
@@ -216,7 +218,10 @@ pub trait RunStore: Send + Sync {
         commit: Option<Commit<'a>>,
     ) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// A run of this principal's.
+    /// The result of a run of this principal's, if it has one.
+    fn result<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<Box<Done>>, Error>>;
+
+    /// A run of this principal's. Without its result, which is large: there is its size.
     fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>>;
 
     /// The newest run that was started with this key since `since`, and is running or completed.

@@ -168,6 +168,18 @@ fn read_message(row: &impl Columns) -> Result<Option<StoredMessage>, sqlx::Error
     }))
 }
 
+/// A statement that reads runs, without their results.
+macro_rules! select_run {
+    ($which:literal) => {
+        concat!(
+            "SELECT id, principal, session_id, agent, model, metadata, created_at, idem_key, fingerprint, status, \
+             ended_at, last_seq, usage, error, CAST(octet_length(done) AS bigint) AS result_bytes FROM runs WHERE ",
+            $which
+        )
+    };
+}
+pub(super) use select_run;
+
 pub(super) fn read_run(row: &impl Columns) -> Result<RunRecord, sqlx::Error> {
     let status =
         RunStatus::from_word(&text(row, "status")?).ok_or_else(|| sqlx::Error::Decode("a run's status".into()))?;
@@ -178,7 +190,8 @@ pub(super) fn read_run(row: &impl Columns) -> Result<RunRecord, sqlx::Error> {
             last_seq: row.number("last_seq")?.map(i64::unsigned_abs),
             usage: row.text("usage")?.map(|text| parse(&text)).transpose()?,
             error: row.text("error")?.map(|text| parse(&text)).transpose()?,
-            done: row.text("done")?.map(|text| parse(&text)).transpose()?,
+            done: None,
+            result_bytes: row.number("result_bytes")?.map(i64::unsigned_abs),
             calls: Vec::new(),
         }),
     };

@@ -24,20 +24,23 @@ use super::{
     Begun, Commit, MessagePage, NoticeStore, ReadFrom, ReadLimit, RunEnd, RunRecord, RunStatus, RunStore, Session,
     SessionClaim, SessionPage, SessionStore, Store, conflict,
     sql::{
-        Columns, PageRows, broken, messages_statement, parse, read_limits, read_run, read_session, status_word,
-        unavailable,
+        Columns, PageRows, broken, messages_statement, parse, read_limits, read_run, read_session, select_run,
+        status_word, unavailable,
     },
 };
 use crate::{
-    chat::{Principal, RunId, SessionId},
+    chat::{Done, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     meters::Meters,
 };
 
 mod artifacts;
+mod backup;
 mod file;
 mod tickets;
 mod write;
+
+pub use backup::backup;
 
 /// How long a write may wait for its turn and for the file's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -49,6 +52,8 @@ const HURRIED: Duration = Duration::from_secs(1);
 const OUTCOME: Duration = Duration::from_secs(50);
 /// How often a run asks for its session before it gives up: each time, what was in the way was gone when looked for.
 const TRIES: usize = 5;
+/// The size of the log beside the file, in bytes, from which on it is emptied, and cut, even if that has to wait for readers.
+const LOG_SIZE: u64 = 64 << 20;
 /// Connections for reading.
 const READERS: u32 = 4;
 /// How many rows a reader is ahead of whoever takes them. One row can hold a body's worth of images.
@@ -101,7 +106,8 @@ impl Sqlite {
     /// # Errors
     /// Whatever is in the way: another gateway, a file that is no database, or one of a newer version.
     pub async fn open(path: &str, meters: &Meters) -> Result<Self, Error> {
-        let failed = |what: &str| format!("the store {path} {what}");
+        let whole = std::path::absolute(path).map_or_else(|_| path.to_owned(), |path| path.display().to_string());
+        let failed = |what: &str| format!("the store {whole} {what}");
         let lock = file::lock(path).map_err(|e| unavailable(&failed("cannot be opened"), e))?;
         let Some(lock) = lock else {
             return Err(Error::new(
@@ -111,12 +117,14 @@ impl Sqlite {
         };
         let looked = file::look(path, &migrations()).await;
         looked.map_err(|why| Error::new(ErrorCode::StoreUnavailable, failed(&why)))?;
+        file::writable(path).map_err(|e| unavailable(&failed("cannot be opened"), e))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            .pragma("journal_size_limit", LOG_SIZE.to_string())
             .busy_timeout(BUSY);
         let mut writer = SqliteConnection::connect_with(&options)
             .await
@@ -144,6 +152,7 @@ impl Sqlite {
             db: writer,
             opened: Opened::at(path),
             undo: Vec::new(),
+            emptied: None,
         };
         tasks.spawn(writer.write_all(queue, closing.clone()));
         tasks.close();
@@ -414,9 +423,22 @@ impl RunStore for Sqlite {
         })
     }
 
+    fn result<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<Box<Done>>, Error>> {
+        Box::pin(async move {
+            let found = sqlx::query("SELECT done FROM runs WHERE principal = ? AND id = ?")
+                .bind(principal.as_str())
+                .bind(id.to_string())
+                .fetch_optional(&self.reads)
+                .await;
+            found
+                .and_then(|row| row.map_or(Ok(None), |row| row.json("done")))
+                .map_err(|e| broken(&e))
+        })
+    }
+
     fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
         Box::pin(async move {
-            let found = sqlx::query("SELECT * FROM runs WHERE principal = ? AND id = ?")
+            let found = sqlx::query(select_run!("principal = ? AND id = ?"))
                 .bind(principal.as_str())
                 .bind(id.to_string())
                 .fetch_optional(&self.reads)
@@ -434,10 +456,10 @@ impl RunStore for Sqlite {
         since: i64,
     ) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {
         Box::pin(async move {
-            let found = sqlx::query(
-                "SELECT * FROM runs WHERE principal = ? AND idem_key = ? AND created_at >= ? \
-                 AND status IN ('running', 'completed') ORDER BY created_at DESC LIMIT 1",
-            )
+            let found = sqlx::query(select_run!(
+                "principal = ? AND idem_key = ? AND created_at >= ? \
+                 AND status IN ('running', 'completed') ORDER BY created_at DESC LIMIT 1"
+            ))
             .bind(principal.as_str())
             .bind(key)
             .bind(since)

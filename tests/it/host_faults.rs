@@ -665,6 +665,39 @@ async fn a_file_that_is_removed_while_it_is_open_is_said_so_and_no_turn_is_passe
     }
 }
 
+/// Whoever cuts the files, as a shell's `>` does, leaves a file of the same name and number without what was written to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_cut_while_it_is_open_is_said_so_and_no_turn_is_passed_for_kept() {
+    for (ending, length) in [("", 0), ("", 4_096), ("-wal", 0)] {
+        let gate = Gate::new("the end");
+        let upstream = holding(&gate).await;
+        let program = program(&upstream, &[]).await;
+        turn(&program, "s").await;
+        let open = Open::begin(&program, &gate).await;
+        if ending.is_empty() {
+            // What is in the log alone is not in the file yet, and cannot be cut off it.
+            let mut db = look(&store(&program)).await;
+            sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+                .execute(&mut db)
+                .await
+                .unwrap();
+        }
+        get(&program, "/readyz").await.expect(200).await;
+        let file = PathBuf::from(format!("{}{ending}", store(&program).display()));
+        std::fs::File::options()
+            .write(true)
+            .open(file)
+            .unwrap()
+            .set_len(length)
+            .unwrap();
+        gate.open();
+        open.end_unkept().await;
+        assert_eq!(not_ready(&program).await.problem().await, "store_unavailable");
+        refused_by_the_store(&program, &upstream, Duration::from_secs(5)).await;
+        get(&program, "/healthz").await.expect(200).await;
+    }
+}
+
 /// A limit of a file's size is an error like a full disk's, not the process's end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_of_file_sizes_refuses_runs_and_ends_nothing() {

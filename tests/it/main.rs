@@ -31,6 +31,7 @@ mod settings;
 mod walls;
 
 mod artifacts;
+mod backups;
 mod bound_tickets;
 mod browser;
 mod churn;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, json};
 use sluicegate::chat::{
-    Answer, Artifact, ArtifactId, Done, FinishKind, Image, Message, Principal, RunId, SessionId, ToolCall, Usage,
+    Answer, Artifact, ArtifactId, Done, FinishKind, Image, JsonText, Message, Principal, RunId, SessionId, ToolCall,
+    Usage,
 };
 use sluicegate::error::{Error, ErrorCode};
 use sluicegate::store::{
@@ -202,6 +203,7 @@ pub(crate) fn end(ended_at: i64) -> RunEnd {
         usage: None,
         error: None,
         done: None,
+        result_bytes: None,
     }
 }
 
@@ -544,7 +546,7 @@ async fn a_run_comes_back_as_it_was(store: &Kept) {
         usage: usage.clone(),
         rounds: 1,
         tool_calls: vec![],
-        structured_data: None,
+        structured_data: Some(JsonText::of(&json!({"z": ["\u{2028}", 1.50], "a": null}))),
         reasoning: None,
         artifact_files: vec![],
         messages: messages.to_vec(),
@@ -563,6 +565,7 @@ async fn a_run_comes_back_as_it_was(store: &Kept) {
             history_truncated: true,
             repaired: true,
         })),
+        result_bytes: None,
     };
     store
         .end(
@@ -574,8 +577,19 @@ async fn a_run_comes_back_as_it_was(store: &Kept) {
         .await
         .unwrap();
     (record.status, record.end) = (RunStatus::Completed, Some(ending));
-    assert_eq!(store.run(&ada, record.id).await.unwrap(), Some(record.clone()));
-    assert_eq!(store.run_by_key(&ada, "key", 0).await.unwrap(), Some(record.clone()));
+    // The row comes without its result, whose size it knows; the result comes when it is asked for.
+    let result = record.end.as_mut().and_then(|end| end.done.take());
+    for row in [
+        store.run(&ada, record.id).await.unwrap(),
+        store.run_by_key(&ada, "key", 0).await.unwrap(),
+    ] {
+        let mut row = row.expect("the run");
+        assert!(row.end.as_mut().and_then(|end| end.result_bytes.take()).is_some());
+        assert_eq!(row, record);
+    }
+    assert_eq!(store.result(&ada, record.id).await.unwrap(), result);
+    assert_eq!(store.result(&Principal::anonymous(), record.id).await.unwrap(), None);
+    assert_eq!(store.result(&ada, RunId::new()).await.unwrap(), None);
     // For nobody else, and under no other id.
     assert_eq!(store.run(&Principal::anonymous(), record.id).await.unwrap(), None);
     assert_eq!(store.run(&ada, RunId::new()).await.unwrap(), None);

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    chat::{Answer, Artifact, Done, Event, FinishKind, RunId, SessionId, ToolCallMade, ToolResult, Usage},
+    chat::{Answer, Artifact, Done, Event, FinishKind, JsonText, RunId, SessionId, ToolCallMade, ToolResult, Usage},
     http::error::Problem,
     run::{Run, View},
 };
@@ -60,7 +60,7 @@ struct ToolResultPart<'a> {
 #[derive(Serialize)]
 struct DonePart<'a> {
     metadata: DoneMetadata<'a>,
-    structured_data: Option<&'a Value>,
+    structured_data: Option<&'a JsonText>,
     artifact_files: &'a [Artifact],
     response: &'a Answer,
 }
@@ -211,7 +211,7 @@ fn put_done<'a>(chunk: &mut StreamChunk<'a>, done: &'a Done) {
 }
 
 /// JSON in which every character that some reader takes for the end of a line is escaped.
-struct OneLine;
+pub(super) struct OneLine;
 
 impl serde_json::ser::Formatter for OneLine {
     fn write_string_fragment<W: ?Sized + std::io::Write>(

@@ -2,12 +2,16 @@
 
 use axum::{
     http::{HeaderValue, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 
 use std::sync::Arc;
 
-use super::{Attended, name_run};
+use super::{
+    Attended,
+    long::{self, LongTexts},
+    name_run,
+};
 use crate::{
     chat::Event,
     error::Error,
@@ -28,10 +32,11 @@ pub async fn respond(mut reader: Reader, meters: &Arc<Meters>) -> Result<Respons
     let of_run = |error| Refusal::of_run(error, run.id, run.session_id.clone());
     match last {
         Event::Done(done) => {
-            let body = serde_json::to_vec(&done.answer).map_err(|e| of_run(Error::internal(e)))?;
-            let mut response = body.into_response();
+            let mut answer = done.answer;
+            let texts = LongTexts::take(&mut answer);
+            let response = long::respond(&answer, texts, run.clone());
+            let mut response = response.map_err(of_run)?;
             let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             name_run(headers, &run.id, run.session_id.as_ref());
             Ok(response)

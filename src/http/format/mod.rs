@@ -23,6 +23,7 @@ use crate::{
 
 pub mod chunk;
 pub mod json;
+pub(super) mod long;
 pub mod sse;
 pub mod text;
 

@@ -14,8 +14,13 @@ use axum::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::{Attended, PIECE, chunk, name_run, streaming};
+use super::{
+    Attended, PIECE, chunk,
+    long::{LongBody, LongTexts},
+    name_run, streaming,
+};
 use crate::{
+    chat::Event,
     meters::{Format, Meters},
     patience::Patience,
     run::{Found, Reader, View},
@@ -45,6 +50,7 @@ pub fn respond(reader: Reader, data: Data, heartbeat: Duration, request_id: &str
         silence: Patience::new(heartbeat),
         begun: false,
         json: Vec::new(),
+        rest: None,
     };
     let mut response = Body::new(body).into_response();
     streaming(response.headers_mut(), "text/event-stream");
@@ -64,13 +70,15 @@ struct SseBody {
     begun: bool,
     /// Room for JSON that is copied behind `data: `.
     json: Vec<u8>,
+    /// What is still to be written of a last event with long texts.
+    rest: Option<LongBody>,
 }
 
 impl http_body::Body for SseBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    /// Whole frames only, as many as there are.
+    /// Whole frames only, as many as there are; but for a last one with long texts, which is written in pieces.
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Self {
             client,
@@ -82,7 +90,12 @@ impl http_body::Body for SseBody {
             silence,
             begun,
             json,
+            rest,
         } = &mut *self;
+        if let Some(piece) = rest.as_mut().and_then(LongBody::next_piece) {
+            silence.extend(*heartbeat);
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
         let run = reader.run().clone();
         let mut out = Vec::new();
         let found = reader.poll_read(cx, |seq, view| {
@@ -96,13 +109,20 @@ impl http_body::Body for SseBody {
             out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
             out.extend_from_slice(b"\nevent: ");
             out.extend_from_slice(chunk::name(view).as_bytes());
-            if let View::Other(event) = view
-                && event.is_last()
-            {
-                client.ends();
-            }
             match view {
                 View::Text { text, after_cr } if *data == Data::Raw => raw_data(&mut out, text, after_cr),
+                View::Other(Event::Done(done)) if LongTexts::any(&done.answer) => {
+                    let mut done = done.clone();
+                    let texts = LongTexts::take(&mut done.answer);
+                    let short = Event::Done(done);
+                    let mut json = Vec::new();
+                    chunk::write(&mut json, &run, request_id, seq, View::Other(&short));
+                    let mut body = texts.put_back(json, run.clone());
+                    body.push_bytes(b"\n\n");
+                    *rest = Some(body);
+                    out.extend_from_slice(b"\ndata: ");
+                    return false;
+                }
                 view => {
                     json.clear();
                     chunk::write(json, &run, request_id, seq, view);
@@ -111,6 +131,11 @@ impl http_body::Body for SseBody {
                 }
             }
             out.extend_from_slice(b"\n\n");
+            if let View::Other(event) = view
+                && event.is_last()
+            {
+                client.ends();
+            }
             out.len() < PIECE
         });
         match found {

@@ -344,6 +344,7 @@ impl Two {
             usage: None,
             error: error.map(|error| serde_json::to_value(error).unwrap()),
             done: None,
+            result_bytes: None,
             calls: Vec::new(),
         };
         self.own.store.end(self.run.id, status, &end, None).await.unwrap();

@@ -7,26 +7,16 @@ use sqlx::{Connection, PgConnection, Row};
 
 use super::Postgres;
 use crate::{
-    chat::{ModelCall, Principal, RunId, SessionId},
+    chat::{Done, ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
     store::{
         Begun, Commit, Entry, KEY_LIFE, NO_USER, RunEnd, RunRecord, RunStatus, RunStore, SessionClaim, Store, conflict,
-        sql::{fresh_version, json, read_run, status_word},
+        sql::{Columns, fresh_version, json, read_run, select_run, status_word},
     },
 };
 
 /// How often a run asks for its session before it gives up: whoever stood in its way each time was gone when looked for.
 const TRIES: usize = 5;
-/// A run's columns, but for those that only statements ask for.
-macro_rules! select_run {
-    ($which:literal) => {
-        concat!(
-            "SELECT id, principal, session_id, agent, model, metadata, created_at, idem_key, fingerprint, status, \
-             ended_at, last_seq, usage, error, done FROM runs WHERE ",
-            $which
-        )
-    };
-}
 
 impl RunStore for Postgres {
     fn begin<'a>(&'a self, run: &'a RunRecord, claim: SessionClaim<'a>) -> BoxFuture<'a, Result<Begun, Error>> {
@@ -130,6 +120,19 @@ impl RunStore for Postgres {
             }
             if ended { Ok(()) } else { Err(conflict()) }
         })
+    }
+
+    fn result<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<Box<Done>>, Error>> {
+        Box::pin(self.patiently(move |_| async move {
+            let mut db = self.lend().await?;
+            let row = sqlx::query("SELECT done FROM runs WHERE principal = $1 AND id = $2")
+                .bind(principal.as_str())
+                .bind(id.to_string())
+                .fetch_optional(&mut *db)
+                .await?;
+            db.back();
+            row.map_or(Ok(None), |row| row.json("done"))
+        }))
     }
 
     fn run<'a>(&'a self, principal: &'a Principal, id: RunId) -> BoxFuture<'a, Result<Option<RunRecord>, Error>> {

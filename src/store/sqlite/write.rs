@@ -7,10 +7,13 @@ use std::{
 };
 
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{artifacts::ArtifactOp, file::Opened, tickets::TicketOp};
+use super::{LOG_SIZE, artifacts::ArtifactOp, file::Opened, tickets::TicketOp};
 use crate::{
     chat::{Message, ModelCall, Principal, RunId, SessionId},
     error::{Error, ErrorCode},
@@ -22,6 +25,10 @@ use crate::{
 
 /// After what pause it is tried again to undo what was told as failed.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often at most the log is emptied, and how long that may wait for readers; the patience of everything else.
+const EMPTY_EVERY: Duration = Duration::from_secs(10);
+const EMPTY_PATIENCE: &str = "PRAGMA busy_timeout = 500";
+const USUAL_PATIENCE: &str = "PRAGMA busy_timeout = 5000";
 /// The most writes of one transaction.
 const BATCH: usize = 256;
 /// Writes that may wait; one more waits to be let in.
@@ -402,6 +409,8 @@ pub(super) struct Writer {
     pub(super) opened: Opened,
     /// What the next transaction begins with.
     pub(super) undo: Vec<Undo>,
+    /// When the log was last emptied, or that was tried.
+    pub(super) emptied: Option<Instant>,
 }
 
 impl Writer {
@@ -451,6 +460,7 @@ impl Writer {
                     }
                 }
             }
+            self.empty_log().await;
         }
         if !self.undo.is_empty()
             && let Err(error) = self.write_batch(&[], "PRAGMA synchronous = FULL").await
@@ -460,6 +470,21 @@ impl Writer {
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the store was not closed cleanly; nothing that was acknowledged is lost");
         }
+    }
+
+    /// Empties a log that has become too large. SQLite does that by itself where no reader is in the way; where some reader
+    /// always is, the log would grow for ever, so that new ones are held up for a moment now and then.
+    async fn empty_log(&mut self) {
+        let due = self.emptied.is_none_or(|last| last.elapsed() >= EMPTY_EVERY);
+        if !due || self.opened.log_length() <= LOG_SIZE {
+            return;
+        }
+        for statement in [EMPTY_PATIENCE, "PRAGMA wal_checkpoint(TRUNCATE)", USUAL_PATIENCE] {
+            if let Err(error) = sqlx::query(statement).execute(&mut self.db).await {
+                tracing::warn!(%error, "the store's log could not be emptied; it is tried again");
+            }
+        }
+        self.emptied = Some(Instant::now());
     }
 
     /// One transaction.
@@ -488,6 +513,7 @@ impl Writer {
 
     /// Everything between BEGIN and COMMIT. `None`: something that is in it was taken back meanwhile.
     async fn fill(&mut self, batch: &[Write]) -> Result<Option<Vec<i64>>, sqlx::Error> {
+        self.opened.check()?; // before pages are read that are not there any more
         for undo in &self.undo {
             undo.apply(&mut self.db).await?;
         }
@@ -567,6 +593,7 @@ mod tests {
                 calls: Vec::new(),
                 error: None,
                 done: None,
+                result_bytes: None,
             }),
             turn: Some(TurnRows {
                 principal: Principal::anonymous(),
@@ -589,6 +616,7 @@ mod tests {
             db,
             opened: Opened::at(path.to_str().unwrap()),
             undo: Vec::new(),
+            emptied: None,
         }
     }
 
@@ -635,6 +663,56 @@ mod tests {
         assert!(between - before >= size() - between, "{before}, {between}, {}", size());
         assert_eq!(count(&mut writer, "SELECT count(*) FROM runs").await, 2);
         assert_eq!(count(&mut writer, "SELECT count(*) FROM sessions").await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_cut_takes_no_turn_and_one_that_is_checkpointed_does() {
+        for (ending, length) in [("", 0), ("", 4_096), ("", 8_191), ("-wal", 0), ("-wal", 100)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut writer = writer(&folder).await;
+            let session: SessionId = "s".parse().unwrap();
+            let checkpoint = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)");
+            checkpoint.execute(&mut writer.db).await.unwrap();
+            assert!(
+                writer.opened.check().is_ok(),
+                "an empty log is what a checkpoint leaves"
+            );
+            written(&mut writer, begin(RunId::new(), &session)).await;
+            assert!(writer.opened.check().is_ok());
+            let path = folder.path().join(format!("s.db{ending}"));
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.set_len(length).unwrap();
+            let (reply, _answer) = oneshot::channel();
+            let op = begin(RunId::new(), &session);
+            let fate = Arc::default();
+            let lost = writer
+                .write_batch(&[Write { op, reply, fate }], "PRAGMA synchronous = FULL")
+                .await;
+            let error = lost.expect_err("a lost turn").to_string();
+            assert!(error.contains("s.db"), "{ending} {length}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_became_large_is_emptied_although_readers_come_and_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(&folder).await;
+        sqlx::query("PRAGMA wal_autocheckpoint = 0")
+            .execute(&mut writer.db)
+            .await
+            .unwrap();
+        sqlx::query("CREATE TABLE filler (body)")
+            .execute(&mut writer.db)
+            .await
+            .unwrap();
+        while writer.opened.log_length() <= LOG_SIZE {
+            let fill = sqlx::query("INSERT INTO filler VALUES (zeroblob(9000000))");
+            fill.execute(&mut writer.db).await.unwrap();
+        }
+        writer.empty_log().await;
+        assert_eq!(writer.opened.log_length(), 0);
+        written(&mut writer, begin(RunId::new(), &"s".parse().unwrap())).await;
+        assert_eq!(count(&mut writer, "SELECT count(*) FROM runs").await, 1);
     }
 
     #[tokio::test]

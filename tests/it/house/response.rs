@@ -170,7 +170,7 @@ impl Response {
         let between_writes = self.connection.incoming.is_between_chunks();
         let reader = self.reader();
         let mut kept = reader.feed(bytes);
-        if kept.is_ok() && between_writes && !reader.is_between_frames() {
+        if kept.is_ok() && between_writes && !(reader.is_between_frames() || reader.is_in_done()) {
             kept = Err("a write that ends inside a frame".into());
         }
         kept.unwrap_or_else(|broken| panic!("{}: {broken}; read so far: {:#?}", self.what, self.reader));

@@ -186,6 +186,12 @@ impl Reader {
         self.line.is_empty() && self.frame.is_none()
     }
 
+    /// Whether a `done` is under way: one with a long answer is written in pieces.
+    pub(crate) fn is_in_done(&self) -> bool {
+        let event = self.frame.as_ref().and_then(|frame| frame.event.as_deref());
+        event == Some("done")
+    }
+
     /// Takes the next bytes.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), String> {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {

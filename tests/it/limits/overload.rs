@@ -256,6 +256,50 @@ async fn a_body_that_comes_again_takes_no_more_room_than_its_bytes() {
     assert!(grown < 64, "8 MiB took {grown} MiB");
 }
 
+/// A stored result is read from the store once for all who ask at the same time, and is written out of that one copy.
+#[tokio::test]
+async fn many_readers_of_a_stored_result_share_one_copy() {
+    let pieces = vec!["A \"long\"\nanswer. ".repeat(2_500); 20];
+    let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    let upstream = Upstream::always(openai::answer(&pieces)).await;
+    let program = Gateway::with(&upstream)
+        .toml("[runs]\nreplay_window = \"1ms\"")
+        .spawn()
+        .await;
+    let ask = Call::post("/chat?key=once").json(&hi());
+    let first = ask.to(&program).await.expect(200).await.json().await;
+    assert!(first["content"] == pieces.concat(), "another answer");
+    let path = format!("/runs/{}", first["run_id"].as_str().unwrap());
+    let status = || get(&program, &path);
+    assert_eq!(status().await.expect(200).await.json().await["response"], first);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.expect("a kernel that tells").trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() >> 10
+    };
+    let before = peak();
+    let results = join_all((0..60).map(|_| status())).await;
+    let again = Call::post("/chat/sse?key=once").json(&hi());
+    let streams = join_all((0..20).map(|_| again.clone().to(&program))).await;
+    for result in results {
+        assert!(
+            result.expect(200).await.json().await["response"] == first,
+            "another result"
+        );
+    }
+    for stream in streams {
+        let done = stream.expect(200).await.transcript().await.done();
+        assert!(done["response"] == first, "another result");
+    }
+    let grown = peak() - before;
+    assert!(
+        grown < 40,
+        "80 readers of {} bytes took {grown} MiB",
+        pieces.concat().len()
+    );
+}
+
 /// Who is refused before its body was read is still sending it.
 #[tokio::test]
 async fn a_refusal_is_read_by_who_sends_all_before_it_reads() {
