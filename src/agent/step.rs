@@ -257,6 +257,10 @@ fn finish(turn: &mut Turn, kit: &Kit<'_>, ear: &mut impl Listener) -> Result<(),
     if turn.repairing() {
         asked.clear(); // there is nothing to call, whatever it asks for
     }
+    for one in &mut asked {
+        // Arguments that never came cannot be told from arguments that were lost on the way.
+        one.parsed |= one.absent && takes_no_arguments(kit, &one.call.name);
+    }
     turn.finish = Some(match kind {
         FinishKind::ToolCalls if asked.is_empty() => FinishKind::Stop, // it wants nothing
         kind => kind,
@@ -281,16 +285,25 @@ fn finish(turn: &mut Turn, kit: &Kit<'_>, ear: &mut impl Listener) -> Result<(),
             last: Some(at) == last,
         }));
     }
-    for Asked { call, oversized, .. } in asked.iter().filter(|a| !a.parsed) {
-        let why = match oversized {
+    for refused in asked.iter().filter(|a| !a.parsed) {
+        let why = match &refused.oversized {
             Some(integer) => format!(
                 "The arguments hold the integer {integer}, which does not fit into 64 bits; nothing was called. Pass \
                  such a number as a string if the tool takes one."
             ),
+            None if refused.absent => "The call had no arguments; nothing was called. Send a JSON object, {} if it \
+                                       is empty."
+                .to_owned(),
             None => "The arguments were not a JSON object; nothing was called.".to_owned(),
         };
-        refuse(turn, kit, call, (ARGS_INVALID, why), &mut events);
+        refuse(turn, kit, &refused.call, (ARGS_INVALID, why), &mut events);
     }
     ear.hear(&mut events);
     Ok(())
+}
+
+/// Whether a tool of this name takes no arguments, so that none can have been lost.
+fn takes_no_arguments(kit: &Kit<'_>, name: &str) -> bool {
+    let offer = kit.tools.iter().find(|offer| offer.definition.name == name);
+    offer.is_some_and(|offer| offer.definition.takes_no_arguments())
 }

@@ -43,6 +43,8 @@ pub struct Asked {
     pub parsed: bool,
     /// An integer among the arguments that does not fit into 64 bits, where that is the reason.
     pub oversized: Option<String>,
+    /// Whether no arguments came at all. They may have been lost, so only a call of a tool that takes none is one.
+    pub absent: bool,
 }
 
 impl Round {
@@ -120,20 +122,17 @@ impl Round {
 }
 
 impl Draft {
-    /// No arguments, `""`, `null` and `{}` all mean none.
+    /// `null` and `{}` both mean that there are none.
     fn parse(self) -> Asked {
         let text = self.arguments.trim();
         let oversized = oversized_integer(text);
-        let arguments = match text {
+        let arguments = match serde_json::from_str(text) {
             _ if oversized.is_some() => None,
-            "" => Some(Map::new()),
-            text => match serde_json::from_str(text) {
-                Ok(Value::Object(map)) => Some(map),
-                Ok(Value::Null) => Some(Map::new()),
-                _ => None,
-            },
+            Ok(Value::Object(map)) => Some(map),
+            Ok(Value::Null) => Some(Map::new()),
+            _ => None,
         };
-        let parsed = arguments.is_some();
+        let (parsed, absent) = (arguments.is_some(), text.is_empty());
         Asked {
             call: ToolCall {
                 id: self.id,
@@ -142,6 +141,7 @@ impl Draft {
             },
             parsed,
             oversized,
+            absent,
         }
     }
 }
@@ -202,9 +202,16 @@ mod tests {
 
     #[test]
     fn arguments_are_one_object_or_nothing() {
-        for none in [&[] as &[&str], &[""], &["null"], &["{}"], &[" {", "} "]] {
+        for none in [&["null"] as &[&str], &["{}"], &[" {", "} "]] {
             let asked = &round(none, FinishKind::ToolCalls)[0];
-            assert!(asked.parsed && asked.call.arguments.is_empty(), "{none:?}");
+            assert!(
+                asked.parsed && !asked.absent && asked.call.arguments.is_empty(),
+                "{none:?}"
+            );
+        }
+        for absent in [&[] as &[&str], &[""], &[" ", "\n"]] {
+            let asked = &round(absent, FinishKind::ToolCalls)[0];
+            assert!(!asked.parsed && asked.absent, "{absent:?}");
         }
         assert_eq!(
             round(&["{\"a\"", ":1}"], FinishKind::ToolCalls)[0].call.arguments["a"],

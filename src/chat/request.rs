@@ -1,7 +1,7 @@
 //! What is asked of a model: one call, in our words.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::Message;
@@ -47,6 +47,23 @@ pub struct ToolDefinition {
     pub description: String,
     /// A JSON Schema of an object.
     pub parameters: Value,
+}
+
+impl ToolDefinition {
+    /// Whether there is nothing that a call could give it.
+    #[must_use]
+    pub fn takes_no_arguments(&self) -> bool {
+        let Some(schema) = self.parameters.as_object() else {
+            return false;
+        };
+        schema.iter().all(|(word, value)| match word.as_str() {
+            "type" | "$schema" | "title" | "description" => true,
+            "properties" => value.as_object().is_some_and(Map::is_empty),
+            "required" => value.as_array().is_some_and(Vec::is_empty),
+            "additionalProperties" => value == false,
+            _ => false,
+        })
+    }
 }
 
 /// Whether the model may, must or must not call tools.
@@ -121,4 +138,36 @@ pub enum ResponseFormat {
         /// The schema, of an object.
         schema: Value,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_tool_without_any_parameter_takes_no_arguments() {
+        for (parameters, expected) in [
+            (json!({"type": "object"}), true),
+            (
+                json!({"type": "object", "properties": {}, "required": [], "additionalProperties": false}),
+                true,
+            ),
+            (json!({"type": "object", "properties": {"x": {}}}), false),
+            (
+                json!({"type": "object", "additionalProperties": {"type": "string"}}),
+                false,
+            ),
+            (json!({"type": "object", "anyOf": []}), false),
+            (json!(true), false),
+        ] {
+            let tool = ToolDefinition {
+                name: "t".into(),
+                description: String::new(),
+                parameters: parameters.clone(),
+            };
+            assert_eq!(tool.takes_no_arguments(), expected, "{parameters}");
+        }
+    }
 }

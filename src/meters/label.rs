@@ -45,8 +45,14 @@ macro_rules! words {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
+            /// The word for it, in metrics and logs.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
             pub(super) fn label(self) -> Label {
-                Label::Word(match self { $(Self::$variant => $word,)* })
+                Label::Word(self.as_str())
             }
         }
     )*};
@@ -137,6 +143,16 @@ words! {
         Empty = "empty",
         /// It came whole, though a stream was asked for.
         Whole = "not_a_stream",
+        /// A field had another JSON type than the dialect documents.
+        FieldType = "field_type",
+        /// A part of the content had a type that no dialect documents, and was skipped.
+        UnknownPart = "unknown_part",
+        /// Words, arguments or an event came a second time.
+        Repeated = "repeated",
+        /// The finish had a word that the dialect does not document.
+        FinishWord = "finish_word",
+        /// Usage was counted, written or placed in another way than the dialect documents.
+        UsageForm = "usage_form",
     }
 
     /// Which way tokens went.

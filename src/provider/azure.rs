@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
     address::azure_endpoint,
+    deviations::Deviations,
     dialect::{Call, Decoder, Dialect},
     error::Kind,
     openai::{OpenAi, server::OPENAI},
@@ -157,8 +158,8 @@ impl Dialect for Azure {
         self.wire.decoder()
     }
 
-    fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        self.wire.whole(body)
+    fn whole(&self, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
+        self.wire.whole(body, odd)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {

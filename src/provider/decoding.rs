@@ -49,11 +49,13 @@ impl Decoding {
     pub fn tolerated(&self) -> impl Iterator<Item = Tolerated> {
         let all = [
             (self.mark_is_due, Tolerated::NoMark),
-            (self.late || self.decoder.went_on(), Tolerated::Late),
+            (self.late, Tolerated::Late),
             (self.frames.mended(), Tolerated::NotUtf8),
             (self.empty, Tolerated::Empty),
         ];
-        all.into_iter().filter_map(|(is, what)| is.then_some(what))
+        let mut tolerated = self.decoder.deviations();
+        all.into_iter().for_each(|(is, what)| tolerated.add_if(is, what));
+        tolerated.iter()
     }
 
     /// Takes the next bytes, wherever they were cut.

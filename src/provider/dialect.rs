@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{
     ProviderError, Unsupported,
+    deviations::Deviations,
     error::Kind,
     frame::{Frame, Framing},
 };
@@ -51,11 +52,11 @@ pub trait Dialect: Send + Sync + 'static {
     /// A decoder for one answer.
     fn decoder(&self) -> Box<dyn Decoder>;
 
-    /// An answer that came whole although a stream was asked for.
+    /// An answer that came whole although a stream was asked for. Its deviations are noted in `odd`.
     ///
     /// # Errors
     /// The error it reports, or that it is not an answer.
-    fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError>;
+    fn whole(&self, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError>;
 
     /// What an HTTP status other than 200 means. `body` may be cut, and need not be JSON.
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError;
@@ -86,9 +87,9 @@ pub trait Decoder: Send {
     /// Truncated, if no finish was seen.
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError>;
 
-    /// Whether words or another finish came after the finish, and were passed over.
-    fn went_on(&self) -> bool {
-        false
+    /// The deviations from the dialect that were tolerated so far.
+    fn deviations(&self) -> Deviations {
+        Deviations::default()
     }
 }
 

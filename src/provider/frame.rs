@@ -2,9 +2,10 @@
 //!
 //! The event-stream format of the WHATWG HTML standard, § 9.2 (2026-11): a line ends with LF, CRLF or a lone CR; a blank
 //! line dispatches; `data:` lines join with LF; one space after the colon is removed; comments, `id`, `retry` and
-//! unknown fields are skipped; a byte order mark may come first. Three departures: an event is bounded; an event that the
-//! end of the stream left without its blank line is given if its data is JSON (it may carry the finish); and an error that
-//! stands there as JSON without `data:` is given as if it had that.
+//! unknown fields are skipped; a byte order mark may come first. Four departures: an event is bounded; an event that the
+//! end of the stream left without its blank line is given if its data is JSON (it may carry the finish); an error that
+//! stands there as JSON without `data:` is given as if it had that; and a field that is `data` in disguise (behind a byte
+//! order mark in mid-stream, indented, in capitals) breaks the stream.
 //! UTF-8 is decoded event by event, so no character can be cut; a byte that is none, inside an otherwise whole event, costs
 //! its character and not the answer.
 
@@ -40,6 +41,9 @@ pub enum Framing {
     /// A JSON value a line; `event` is empty.
     Ndjson,
 }
+
+/// The longest name of a field that is looked at more closely.
+const MAX_DISGUISE: usize = 16;
 
 /// Reads events. At most `limit` bytes of one event are kept.
 #[derive(Debug)]
@@ -219,10 +223,26 @@ impl FrameReader {
                 self.event.clear();
                 self.event.extend_from_slice(value);
             }
+            _ if is_disguised(field) => {
+                let what = "a line of data behind characters that do not belong there";
+                return Err(ProviderError::new(Kind::Protocol, what).exactly(Exactly::BadEvent));
+            }
             _ => {}
         }
         Ok(())
     }
+}
+
+/// Whether a field is `data` but for its case, and for blanks, a byte order mark or other signs around it. The format
+/// says to pass it over, and with it the words of an answer would be lost in silence.
+fn is_disguised(field: &[u8]) -> bool {
+    if field.len() > MAX_DISGUISE {
+        return false;
+    }
+    let is_word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    let word = field.split(|b| !is_word(b)).filter(|word| !word.is_empty());
+    let mut words = word.map(<[u8]>::to_ascii_lowercase);
+    words.next().as_deref() == Some(b"data") && words.next().is_none()
 }
 
 /// Bytes as text; `mended` is told if some are none.
@@ -291,6 +311,33 @@ mod tests {
         assert_eq!(whole("data: {\"a\":1}\n").len(), 1);
         assert_eq!(whole("data: [DONE]").len(), 1);
         assert_eq!(whole("data: {\"a\":").len(), 0);
+    }
+
+    #[test]
+    fn data_in_disguise_is_not_lost_in_silence() {
+        for line in [
+            "\u{FEFF}data: {}",
+            "\u{FEFF}\u{FEFF}data: {}",
+            " data: {}",
+            "Data: {}",
+            "DATA:{}",
+            "data : {}",
+            "\u{200B}data: {}",
+        ] {
+            let text = format!("data: 1\n\n{line}\n\n");
+            let error = read(&[text.as_bytes()], 1024).unwrap_err();
+            assert_eq!((error.kind, error.word()), (Kind::Protocol, "bad_event"), "{line:?}");
+        }
+        for fine in [
+            "metadata: {}",
+            "data_2: {}",
+            "x data: {}",
+            ": data: {}",
+            "\u{FEFF}: ping",
+        ] {
+            let text = format!("data: 1\n\n{fine}\n\n");
+            assert_eq!(whole(&text).len(), 1, "{fine:?}");
+        }
     }
 
     #[test]

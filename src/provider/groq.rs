@@ -13,6 +13,7 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
+    deviations::Deviations,
     dialect::{Call, Decoder, Dialect, Progress},
     error::Kind,
     frame::Frame,
@@ -66,8 +67,8 @@ impl Dialect for Groq {
         Box::new(GroqDecoder(self.0.own_decoder()))
     }
 
-    fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        self.0.whole(body)
+    fn whole(&self, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
+        self.0.whole(body, odd)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {
@@ -103,8 +104,8 @@ impl Decoder for GroqDecoder {
         self.0.end(out)
     }
 
-    fn went_on(&self) -> bool {
-        self.0.went_on()
+    fn deviations(&self) -> Deviations {
+        self.0.deviations()
     }
 }
 

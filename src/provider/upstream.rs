@@ -21,6 +21,7 @@ use super::{
     address::{complete, is_loopback},
     breaker::Breaker,
     decoding::Decoding,
+    deviations::{DeviationLog, Deviations},
     dialect::{Dialect, Progress, word},
     error::{Exactly, Kind},
     payload::Payload,
@@ -65,6 +66,7 @@ pub struct HttpProvider<D> {
     client: Client,
     breaker: Option<Breaker>,
     meters: Arc<Meters>,
+    deviations: Arc<DeviationLog>,
     /// What OpenTelemetry calls it, and the name of its host.
     known_as: (&'static str, String),
 }
@@ -163,8 +165,10 @@ impl<D: Dialect> HttpProvider<D> {
             .http1_only()
             .build()
             .map_err(|e| wrong(&e.to_string()))?;
+        let deviations = Arc::new(DeviationLog::new(name.clone(), meters.clone()));
         Ok(Self {
             name,
+            deviations,
             base_url: complete(&kind, &address),
             limits,
             dialect,
@@ -201,11 +205,7 @@ impl<D: Dialect> HttpProvider<D> {
         let (encoding, media) = (header(CONTENT_ENCODING), header(CONTENT_TYPE));
         if status != 200 {
             let headers = response.headers().clone();
-            let body = unpacked(
-                &encoding,
-                self.read_whole(response, MAX_ERROR_BODY).await,
-                MAX_ERROR_BODY,
-            );
+            let body = unpacked(&encoding, self.read_error(response).await, MAX_ERROR_BODY);
             let refusal = self.dialect.refusal(status, &headers, &body);
             return Err(match status {
                 201..=299 | 304 => refusal.exactly(Exactly::Empty),
@@ -234,8 +234,10 @@ impl<D: Dialect> HttpProvider<D> {
         match media_type {
             "text/event-stream" | "application/x-ndjson" | "text/plain" | "application/octet-stream" | "" => {}
             "application/json" => {
-                let body = self.read_whole(response, self.limits.max_event).await;
-                let chunks = self.dialect.whole(&body).map_err(|e| match (body.is_empty(), e.kind) {
+                let body = self.read_answer(response).await.map_err(|e| e.with_status(200))?;
+                let mut odd = Deviations::default();
+                let chunks = self.dialect.whole(&body, &mut odd);
+                let chunks = chunks.map_err(|e| match (body.is_empty(), e.kind) {
                     (true, _) => e.exactly(Exactly::Empty),
                     // Who takes a request with a 200 does not refuse it: whatever it calls this, it is an error of its own.
                     (_, Kind::Rejected) => ProviderError {
@@ -245,10 +247,9 @@ impl<D: Dialect> HttpProvider<D> {
                     _ => e,
                 });
                 let chunks = chunks.map_err(|e| e.with_status(200))?;
-                self.meters.call_tolerated(&self.name, Tolerated::Whole);
-                if !chunks.iter().any(Chunk::is_content) {
-                    self.meters.call_tolerated(&self.name, Tolerated::Empty);
-                }
+                odd.add(Tolerated::Whole);
+                odd.add_if(!chunks.iter().any(Chunk::is_content), Tolerated::Empty);
+                odd.iter().for_each(|what| self.deviations.note(what));
                 return Ok(Box::pin(tokio_stream::once(Ok(chunks))));
             }
             other => return Err(foreign(Exactly::ContentType, format!("content-type {}", word(other)))),
@@ -271,7 +272,7 @@ impl<D: Dialect> HttpProvider<D> {
         let Some(mut batch) = reading.next().await? else {
             return Err(ProviderError::new(Kind::Truncated, "an empty stream").with_status(200));
         };
-        let (name, meters) = (self.name.clone(), self.meters.clone());
+        let (name, deviations) = (self.name.clone(), self.deviations.clone());
         Ok(Box::pin(async_stream::try_stream! {
             loop {
                 yield batch;
@@ -281,17 +282,17 @@ impl<D: Dialect> HttpProvider<D> {
                 }
             }
             for what in reading.decoding.tolerated() {
-                meters.call_tolerated(&name, what);
+                deviations.note(what);
             }
         }))
     }
 
-    /// A body that is not a stream, `limit` bytes of it at most, within the patience for a first token.
-    async fn read_whole(&self, mut response: Response, limit: usize) -> Vec<u8> {
+    /// The body of an error, as far as it comes within the patience for a first token.
+    async fn read_error(&self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
         let read = async {
             while let Ok(Some(piece)) = response.chunk().await {
-                let room = limit - body.len();
+                let room = MAX_ERROR_BODY - body.len();
                 body.extend_from_slice(&piece[..piece.len().min(room)]);
                 if piece.len() >= room {
                     break;
@@ -300,6 +301,30 @@ impl<D: Dialect> HttpProvider<D> {
         };
         let _ = patience::timeout(self.limits.first_token_timeout, read).await; // what came is what counts
         body
+    }
+
+    /// The body of an answer that is not a stream. Only its own end says that it is whole.
+    ///
+    /// # Errors
+    /// A body that broke off, that is over the limit of an event, or whose end does not come within the patience for a
+    /// first token.
+    async fn read_answer(&self, mut response: Response) -> Result<Vec<u8>, ProviderError> {
+        let limit = self.limits.max_event;
+        let read = async {
+            let mut body = Vec::new();
+            while let Some(piece) = response.chunk().await.map_err(|e| cut_short(&e))? {
+                if body.len() + piece.len() > limit {
+                    let detail = format!("an answer over {limit} bytes");
+                    return Err(ProviderError::new(Kind::Protocol, detail).exactly(Exactly::EventLimit));
+                }
+                body.extend_from_slice(&piece);
+            }
+            Ok(body)
+        };
+        let late = |_| ProviderError::new(Kind::FirstToken, "no end of the answer in time");
+        tokio::time::timeout(self.limits.first_token_timeout, read)
+            .await
+            .map_err(late)?
     }
 }
 

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluicegate::{
     chat::{Chunk, FinishKind, fold::Round},
-    provider::{ProviderError, decoding::Decoding, dialect::Dialect, openai::OpenAi},
+    provider::{ProviderError, decoding::Decoding, deviations::Deviations, dialect::Dialect, openai::OpenAi},
 };
 
 use crate::house::{Framing, Gateway, Place as _, Script, Upstream, post};
@@ -88,7 +88,10 @@ fn answer<'a>(
     if !media_type.starts_with("application/json") {
         return decode(dialect, pieces);
     }
-    match dialect.whole(&pieces.into_iter().collect::<Vec<_>>().concat()) {
+    match dialect.whole(
+        &pieces.into_iter().collect::<Vec<_>>().concat(),
+        &mut Deviations::default(),
+    ) {
         Ok(chunks) => (chunks, None),
         Err(error) => (Vec::new(), Some(error)),
     }

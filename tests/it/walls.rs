@@ -98,6 +98,15 @@ const SHARED: &[(&str, &str, &str)] = &[
         "an event that is no JSON, and a whole one at the end of a stream",
     ),
     ("bare.rs", "", "how an error can stand in any stream"),
+    ("deviations.rs", "", "what was tolerated, of any of them"),
+    ("loose.rs", "", "how a field can be written in any JSON"),
+    ("content.rs", "", "how words can stand in any content"),
+    (
+        "finish.rs",
+        "",
+        "why any model stops: servers borrow each other's words",
+    ),
+    ("pieces.rs", "", "how arguments can come in pieces"),
     ("demo.rs", "", "has no wire at all"),
 ];
 

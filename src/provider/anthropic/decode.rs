@@ -9,18 +9,35 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
     NAME,
-    refusal::{is_code, reported},
+    refusal::reported,
     wire::{Delta, Ending, Event, Kept, Message, Redacted, Tagged, Text, Thinking, ToolUse},
 };
 use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
+    meters::Tolerated,
     provider::{
         ProviderError,
+        content::{Speech, say},
+        deviations::Deviations,
         dialect::{Decoder, Progress, parse_event as parse, room_beside},
         error::Kind,
+        finish::{Answer, word_in},
         frame::Frame,
+        loose::{LooseText, arguments, count, int, name},
+        pieces::Arguments,
     },
 };
+
+/// The words of `stop_reason` that Anthropic documents.
+const FINISHES: [&str; 7] = [
+    "end_turn",
+    "stop_sequence",
+    "tool_use",
+    "pause_turn",
+    "max_tokens",
+    "model_context_window_exceeded",
+    "refusal",
+];
 
 /// Decodes one answer.
 #[derive(Default)]
@@ -33,10 +50,17 @@ pub(super) struct AnthropicDecoder {
     text: usize,
     /// Calls so far.
     calls: usize,
+    /// Whether a call's block did not stop.
+    cut_call: bool,
+    /// Whether a block has begun.
+    begun: bool,
+    /// The id of the message; an empty one where it came without.
+    message: Option<String>,
     stop_reason: Option<String>,
     stopped: bool,
     /// Cumulative: each event's fields replace those before.
     usage: Map<String, Value>,
+    odd: Deviations,
 }
 
 /// How a block ended.
@@ -61,6 +85,7 @@ enum Block {
         call: usize,
         /// Arguments that came with the start; they count if no delta brings others.
         given: Option<String>,
+        arguments: Arguments,
     },
     /// The provider's own tools and their results, and whatever is new.
     Other,
@@ -78,16 +103,18 @@ impl Decoder for AnthropicDecoder {
         if let Some(error) = event.error {
             return Err(reported(&parse(error.get())?));
         }
-        let index = event.index.unwrap_or(0);
+        let index = int(event.index, &mut self.odd).unwrap_or(0);
         match event.kind.as_deref().unwrap_or("") {
             "error" => return Err(reported(&Value::Null)),
             "message_start" => {
                 if let Some(message) = event.message {
-                    self.read_usage(parse::<Message<'_>>(message.get())?.usage);
+                    let message: Message<'_> = parse(message.get())?;
+                    self.begin(message.id)?;
+                    self.read_usage(message.usage);
                 }
             }
             "content_block_start" => {
-                self.stop(index, Stop::Implied, out);
+                self.end_block(index, Stop::Implied, out); // another begins in its place
                 if let Some(block) = event.content_block {
                     self.start(index, block, out)?;
                 }
@@ -97,7 +124,7 @@ impl Decoder for AnthropicDecoder {
                     self.delta(index, delta, out)?;
                 }
             }
-            "content_block_stop" => self.stop(index, Stop::Sent, out),
+            "content_block_stop" => self.end_block(index, Stop::Sent, out),
             "message_delta" => {
                 if let Some(delta) = event.delta {
                     self.end_with(parse::<Ending<'_>>(delta.get())?.stop_reason);
@@ -121,25 +148,26 @@ impl Decoder for AnthropicDecoder {
         let Some(raw) = self.stop_reason.take() else {
             return truncated("a message_stop without a stop_reason");
         };
-        let kind = match raw.as_str() {
-            "max_tokens" | "model_context_window_exceeded" => FinishKind::Length,
-            "refusal" => FinishKind::ContentFilter,
-            "end_turn" | "stop_sequence" | "tool_use" | "pause_turn" if self.calls > 0 => FinishKind::ToolCalls,
-            // A paused turn could be sent back to go on; only the provider's own tools pause, and we ask for none.
-            "end_turn" | "stop_sequence" | "tool_use" | "pause_turn" => FinishKind::Stop,
-            other => {
-                let detail = format!(
-                    "stop_reason {}",
-                    if is_code(other) { other } else { "of no known form" }
-                );
-                return Err(ProviderError::new(Kind::Reported, detail));
-            }
+        // A paused turn could be sent back to go on; only the provider's own tools pause, and we ask for none.
+        let answer = Answer {
+            field: "stop_reason",
+            own: &FINISHES,
+            calls: self.calls,
+            spoke: self.text > 0,
         };
+        let kind = answer.ended(&raw, &mut self.odd)?;
+        if kind == FinishKind::ToolCalls && self.cut_call {
+            return truncated("a call whose block did not stop");
+        }
         out.push(Chunk::Finish {
             reason: FinishReason { kind, raw: Some(raw) },
             usage: self.usage(),
         });
         Ok(())
+    }
+
+    fn deviations(&self) -> Deviations {
+        self.odd
     }
 }
 
@@ -152,9 +180,24 @@ impl AnthropicDecoder {
         }
     }
 
+    /// A message begins. Before its content it may be begun again, by a proxy that asks again; after that it would be
+    /// another message, whose words and calls are not to be mixed with these.
+    fn begin(&mut self, id: Option<LooseText<'_>>) -> Result<(), ProviderError> {
+        let id = name(id, &mut self.odd).map(Cow::into_owned).unwrap_or_default();
+        if let Some(known) = &self.message {
+            if self.begun && (id.is_empty() || *known != id) {
+                return Err(ProviderError::new(Kind::Protocol, "a second message_start"));
+            }
+            self.odd.add(Tolerated::Repeated);
+        }
+        self.message = Some(id);
+        Ok(())
+    }
+
     /// A block begins; most begin empty, but none has to.
     fn start(&mut self, index: u64, raw: &RawValue, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         room_beside(self.open.len().max(self.calls))?;
+        self.begun = true;
         let raw = raw.get();
         let kind = parse::<Tagged<'_>>(raw)?.kind.unwrap_or_default();
         let block = match kind.as_ref() {
@@ -164,10 +207,12 @@ impl AnthropicDecoder {
             }
             "thinking" => {
                 let block: Thinking<'_> = parse(raw)?;
-                think(block.thinking.as_deref(), out);
                 Block::Thinking {
-                    thinking: block.thinking.unwrap_or_default().into_owned(),
-                    signature: block.signature.map(Cow::into_owned),
+                    thinking: self.think(block.thinking, out),
+                    signature: block.signature.map(|signature| {
+                        let signature = name(Some(signature), &mut self.odd);
+                        signature.unwrap_or_default().into_owned()
+                    }),
                 }
             }
             "redacted_thinking" => {
@@ -175,31 +220,37 @@ impl AnthropicDecoder {
                 self.keep(json!({"type": "redacted_thinking", "data": data}), out);
                 Block::Other
             }
-            "tool_use" => self.call(parse(raw)?, out),
+            "tool_use" => self.call(parse(raw)?, out)?,
             _ => Block::Other,
         };
         self.open.push((index, block));
         Ok(())
     }
 
-    /// A call begins. Without a name it is none.
-    fn call(&mut self, block: ToolUse<'_>, out: &mut Vec<Chunk>) -> Block {
-        let Some(name) = block.name.filter(|name| !name.is_empty()) else {
-            return Block::Other;
+    /// A call begins.
+    fn call(&mut self, block: ToolUse<'_>, out: &mut Vec<Chunk>) -> Result<Block, ProviderError> {
+        let Some(called) = name(block.name, &mut self.odd) else {
+            return Err(ProviderError::new(Kind::Protocol, "a call without a name"));
         };
         let call = self.calls;
         self.calls += 1;
-        let id = block.id.filter(|id| !id.is_empty());
+        let id = name(block.id, &mut self.odd);
         out.push(Chunk::ToolCallStart {
             index: call,
             id: id.map_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()), Cow::into_owned),
-            name: name.into_owned(),
+            name: called.into_owned(),
         });
-        let given = block.input.map(|input| input.get().to_owned());
-        Block::Tool { call, given }
+        let given = arguments(block.input, false, &mut self.odd)?;
+        Ok(Block::Tool {
+            call,
+            // A block that stops without any has an empty object.
+            given: Some(given.unwrap_or_else(|| "{}".to_owned())),
+            arguments: Arguments::default(),
+        })
     }
 
-    /// More of a block. What belongs to no block that is read is passed over, except words: they are never lost.
+    /// More of a block. What belongs to no block that is read is passed over, except words, which are never lost, and
+    /// arguments, without which a call would be another.
     fn delta(&mut self, index: u64, raw: &RawValue, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let kind = parse::<Tagged<'_>>(raw.get())?.kind.unwrap_or_default();
         if !matches!(
@@ -209,41 +260,62 @@ impl AnthropicDecoder {
             return Ok(()); // `citations_delta`, `compaction_delta`, …
         }
         let delta: Delta<'_> = parse(raw.get())?;
-        let block = self
-            .open
-            .iter_mut()
-            .find(|(at, _)| *at == index)
-            .map(|(_, block)| block);
-        match (kind.as_ref(), block) {
-            (_, Some(Block::Other)) => {}
-            ("text_delta", _) => self.say(delta.text, out),
-            ("thinking_delta", block) => {
-                think(delta.thinking.as_deref(), out);
-                if let (Some(Block::Thinking { thinking, .. }), Some(more)) = (block, delta.thinking) {
+        let open = self.open.iter().position(|(at, _)| *at == index);
+        if open.is_some_and(|at| matches!(self.open[at].1, Block::Other)) {
+            return Ok(());
+        }
+        match kind.as_ref() {
+            "text_delta" => self.say(delta.text, out),
+            "thinking_delta" => {
+                let more = self.think(delta.thinking, out);
+                if let Some(Block::Thinking { thinking, .. }) = self.block(open) {
                     thinking.push_str(&more);
                 }
             }
-            ("signature_delta", Some(Block::Thinking { signature, .. })) => {
-                if let Some(whole) = delta.signature.filter(|s| !s.is_empty()) {
-                    *signature = Some(whole.into_owned());
+            "signature_delta" => {
+                let whole = name(delta.signature, &mut self.odd).map(Cow::into_owned);
+                if let (Some(Block::Thinking { signature, .. }), Some(whole)) = (self.block(open), whole) {
+                    *signature = Some(whole);
                 }
             }
-            ("input_json_delta", Some(Block::Tool { call, given })) => {
-                if let Some(arguments) = delta.partial_json.filter(|json| !json.is_empty()) {
-                    *given = None;
-                    out.push(Chunk::ToolCallDelta {
-                        index: *call,
-                        arguments: arguments.into_owned(),
-                    });
-                }
-            }
-            _ => {}
+            _ => self.argue(open, delta.partial_json, out)?,
         }
         Ok(())
     }
 
-    /// A block is complete.
-    fn stop(&mut self, index: u64, stop: Stop, out: &mut Vec<Chunk>) {
+    fn block(&mut self, open: Option<usize>) -> Option<&mut Block> {
+        open.map(|at| &mut self.open[at].1)
+    }
+
+    /// More of a call's arguments.
+    fn argue(
+        &mut self,
+        open: Option<usize>,
+        piece: Option<&RawValue>,
+        out: &mut Vec<Chunk>,
+    ) -> Result<(), ProviderError> {
+        let Some(piece) = arguments(piece, true, &mut self.odd)? else {
+            return Ok(());
+        };
+        match open.map(|at| &mut self.open[at].1) {
+            Some(Block::Tool { call, given, arguments }) => {
+                *given = None;
+                if arguments.take(&piece) {
+                    out.push(Chunk::ToolCallDelta {
+                        index: *call,
+                        arguments: piece,
+                    });
+                } else {
+                    self.odd.add(Tolerated::Repeated);
+                }
+                Ok(())
+            }
+            _ => Err(ProviderError::new(Kind::Protocol, "arguments of no call")),
+        }
+    }
+
+    /// A block ends.
+    fn end_block(&mut self, index: u64, stop: Stop, out: &mut Vec<Chunk>) {
         let Some(at) = self.open.iter().position(|(open, _)| *open == index) else {
             return;
         };
@@ -260,27 +332,44 @@ impl AnthropicDecoder {
                     self.keep(block, out);
                 }
             }
+            Block::Tool { .. } if stop == Stop::Implied => self.cut_call = true,
             Block::Tool {
                 call,
                 given: Some(arguments),
+                ..
             } => out.push(Chunk::ToolCallDelta { index: call, arguments }),
             _ => {}
         }
     }
 
-    /// The message is complete, and with it every block.
+    /// The message is complete, and with it every block but calls.
     fn close(&mut self, out: &mut Vec<Chunk>) {
         while let Some(&(index, _)) = self.open.first() {
-            self.stop(index, Stop::Implied, out);
+            self.end_block(index, Stop::Implied, out);
         }
         self.stopped = true;
     }
 
-    fn say(&mut self, text: Option<Cow<'_, str>>, out: &mut Vec<Chunk>) {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            self.text += text.len();
-            out.push(Chunk::Text(text.into_owned()));
+    fn say(&mut self, text: Option<LooseText<'_>>, out: &mut Vec<Chunk>) {
+        let from = out.len();
+        say(text, Speech::Answer, &mut self.odd, out);
+        for chunk in &out[from..] {
+            if let Chunk::Text(text) = chunk {
+                self.begun = true;
+                self.text += text.len();
+            }
         }
+    }
+
+    /// Tells thinking, and gives it.
+    fn think(&mut self, thinking: Option<LooseText<'_>>, out: &mut Vec<Chunk>) -> String {
+        let from = out.len();
+        say(thinking, Speech::Thinking, &mut self.odd, out);
+        let told = out[from..].iter().filter_map(|chunk| match chunk {
+            Chunk::Reasoning(text) => Some(text.as_str()),
+            _ => None,
+        });
+        told.collect()
     }
 
     /// A block that is wanted back, in its place: the API refuses thinking that has moved.
@@ -298,9 +387,9 @@ impl AnthropicDecoder {
     }
 
     /// Of several reasons the last counts; `null` is none.
-    fn end_with(&mut self, reason: Option<Cow<'_, str>>) {
-        if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
-            self.stop_reason = Some(reason.into_owned());
+    fn end_with(&mut self, reason: Option<LooseText<'_>>) {
+        if let Some(reason) = word_in(reason, &mut self.odd) {
+            self.stop_reason = Some(reason);
         }
     }
 
@@ -315,49 +404,49 @@ impl AnthropicDecoder {
     /// Their `input_tokens` are those that the cache had no part in.
     fn usage(&mut self) -> Usage {
         let raw = Value::Object(std::mem::take(&mut self.usage));
-        // Negative, or beyond 2^53: unknown.
-        let number = |pointer: &str| raw.pointer(pointer).and_then(Value::as_u64).filter(|n| *n < 1 << 53);
-        let zero_or = |pointer: &str| {
-            if raw.pointer(pointer).is_none() {
-                Some(0)
-            } else {
-                number(pointer)
-            }
-        };
-        let cached = number("/cache_read_input_tokens");
-        let input = [
-            number("/input_tokens"),
-            zero_or("/cache_read_input_tokens"),
-            zero_or("/cache_creation_input_tokens"),
+        let mut number = |pointer: &str| count(raw.pointer(pointer), &mut self.odd);
+        let (cached, output_tokens) = (number("/cache_read_input_tokens"), number("/output_tokens"));
+        let reasoning_tokens = number("/output_tokens_details/thinking_tokens");
+        let parts = [
+            "/input_tokens",
+            "/cache_read_input_tokens",
+            "/cache_creation_input_tokens",
         ];
+        // The cache's parts may be missing, which means 0.
+        let is_there = |name: &&str| *name == "/input_tokens" || raw.pointer(name).is_some();
+        let input_tokens = parts.into_iter().filter(is_there).map(number).sum();
         Usage {
-            input_tokens: input.into_iter().sum(),
-            output_tokens: number("/output_tokens"),
+            input_tokens,
+            output_tokens,
             cached_input_tokens: cached,
-            reasoning_tokens: number("/output_tokens_details/thinking_tokens"),
+            reasoning_tokens,
             estimated: false,
             raw: raw.as_object().is_some_and(|fields| !fields.is_empty()).then_some(raw),
         }
     }
 }
 
-fn think(text: Option<&str>, out: &mut Vec<Chunk>) {
-    if let Some(text) = text.filter(|text| !text.is_empty()) {
-        out.push(Chunk::Reasoning(text.to_owned()));
-    }
-}
-
 /// A stream was asked for, and a whole answer came.
-pub(super) fn whole(mut decoder: AnthropicDecoder, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(
+    mut decoder: AnthropicDecoder,
+    body: &[u8],
+    odd: &mut Deviations,
+) -> Result<Vec<Chunk>, ProviderError> {
     let text = String::from_utf8_lossy(body);
     let message: Message<'_> = parse(&text)?;
     if let Some(error) = message.error {
         return Err(reported(&parse(error.get())?));
     }
     let mut out = Vec::new();
-    for block in message.content.into_iter().flatten() {
-        decoder.start(0, block, &mut out)?;
-        decoder.stop(0, Stop::Sent, &mut out);
+    let content = message.content.map_or("null", RawValue::get);
+    if content.starts_with('"') {
+        decoder.odd.add(Tolerated::FieldType);
+        decoder.say(parse(content)?, &mut out);
+    } else {
+        for block in blocks(content)? {
+            decoder.start(0, block, &mut out)?;
+            decoder.end_block(0, Stop::Sent, &mut out);
+        }
     }
     decoder.end_with(message.stop_reason);
     decoder.read_usage(message.usage);
@@ -366,7 +455,17 @@ pub(super) fn whole(mut decoder: AnthropicDecoder, body: &[u8]) -> Result<Vec<Ch
         Kind::Truncated => ProviderError::new(Kind::Protocol, "JSON that is not an answer"),
         _ => error,
     })?;
+    *odd = decoder.odd;
     Ok(out)
+}
+
+/// The blocks of a content: a list, or one block.
+fn blocks(content: &str) -> Result<Vec<&RawValue>, ProviderError> {
+    if content.starts_with('{') {
+        return Ok(vec![parse(content)?]);
+    }
+    let blocks: Option<Vec<Option<&RawValue>>> = parse(content)?;
+    Ok(blocks.into_iter().flatten().flatten().collect())
 }
 
 #[cfg(test)]
@@ -485,15 +584,20 @@ mod tests {
             ("model_context_window_exceeded", FinishKind::Length),
             ("refusal", FinishKind::ContentFilter),
         ] {
-            let chunks = ended(&[], reason);
-            assert_eq!(kind(&chunks), expected, "{reason}");
+            let hi = delta(0, r#"{"type":"text_delta","text":"Hi"}"#);
+            assert_eq!(kind(&ended(&[&hi], reason)), expected, "{reason}");
             let tool = start(0, r#"{"type":"tool_use","id":"a","name":"t","input":{}}"#);
+            let stopped = close(0);
             let expected = if expected == FinishKind::Stop {
                 FinishKind::ToolCalls
             } else {
                 expected
             };
-            assert_eq!(kind(&ended(&[&tool], reason)), expected, "{reason} with a call");
+            assert_eq!(
+                kind(&ended(&[&tool, &stopped], reason)),
+                expected,
+                "{reason} with a call"
+            );
         }
         let error = decode(&[&finish("My key is sk-1"), STOP]).unwrap_err();
         assert_eq!((error.kind, error.detail.contains("sk-1")), (Kind::Reported, false));
@@ -532,7 +636,7 @@ mod tests {
     fn numbers_that_are_none_are_unknown() {
         for odd in [
             r#"{"input_tokens":-1,"output_tokens":9007199254740992}"#,
-            r#"{"input_tokens":5,"cache_read_input_tokens":-2,"output_tokens":"7"}"#,
+            r#"{"input_tokens":5,"cache_read_input_tokens":-2,"output_tokens":"x"}"#,
             r"[]",
         ] {
             let end = format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}},"usage":{odd}}}"#);
@@ -566,7 +670,7 @@ mod tests {
                 &piece(4, "{}"),
                 &piece(3, "\"ü\"}"),
                 &close(3),
-                // `e` is never closed
+                &close(4),
             ],
             "tool_use",
         );
@@ -724,10 +828,8 @@ mod tests {
         for wrong in [
             "{",
             "nonsense",
-            r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":7}}"#,
             r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"\ud83d"}}"#,
             r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","name":[]}}"#,
-            r#"{"type":"message_delta","delta":{"stop_reason":5}}"#,
         ] {
             let error = decode(&[wrong]).unwrap_err();
             assert_eq!(error.kind, Kind::Protocol, "{wrong}");
@@ -742,6 +844,7 @@ mod tests {
                 {"type":"tool_use","id":"a","name":"t","input":{"x":1}},{"type":"tool_use","id":"b","name":"t","input":{}}],
                 "stop_reason":"tool_use","usage":{"input_tokens":2,"cache_read_input_tokens":1,"output_tokens":3}}"#
                 .as_bytes(),
+            &mut Deviations::default(),
         )
         .unwrap();
         assert_eq!((words(&chunks).as_str(), kind(&chunks)), ("Hé", FinishKind::ToolCalls));
@@ -752,14 +855,110 @@ mod tests {
         let error = whole(
             AnthropicDecoder::default(),
             br#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
+            &mut Deviations::default(),
         );
         assert_eq!(error.unwrap_err().kind, Kind::Overloaded);
         for none in ["{}", "<html>", r#"{"content":[{"type":"text","text":"Hi"}]}"#, "7"] {
             assert_eq!(
-                whole(AnthropicDecoder::default(), none.as_bytes()).unwrap_err().kind,
+                whole(AnthropicDecoder::default(), none.as_bytes(), &mut Deviations::default())
+                    .unwrap_err()
+                    .kind,
                 Kind::Protocol,
                 "{none}"
             );
+        }
+    }
+
+    #[test]
+    fn a_call_is_made_only_if_its_block_stopped_and_the_round_ended_well() {
+        let begun = start(0, r#"{"type":"tool_use","id":"a","name":"t","input":{}}"#);
+        let piece = delta(0, r#"{"type":"input_json_delta","partial_json":"{\"x\":1}"}"#);
+        let made = ended(&[&begun, &piece, &close(0)], "tool_use");
+        assert_eq!(calls(&made), ["a t {\"x\":1}"]);
+        let next = start(0, r#"{"type":"text","text":"Hi"}"#);
+        let end = finish("tool_use");
+        for open in [
+            &[begun.as_str(), &piece, &end, STOP] as &[&str],
+            &[&begun, &end, STOP],
+            &[&begun, &piece, &next, &close(0), &end, STOP],
+        ] {
+            assert_eq!(decode(open).unwrap_err().kind, Kind::Truncated, "{open:?}");
+        }
+        assert_eq!(kind(&ended(&[&begun, &piece], "max_tokens")), FinishKind::Length);
+        for word in ["error", "abort", "novel"] {
+            let (stopped, end) = (close(0), finish(word));
+            let error = decode(&[&begun, &piece, &stopped, &end, STOP]).unwrap_err();
+            assert_eq!(error.kind, Kind::Reported, "{word}");
+        }
+        let nameless = start(0, r#"{"type":"tool_use","id":"a","input":{}}"#);
+        for broken in [nameless.as_str(), &piece] {
+            let error = decode(&[broken, &end, STOP]).unwrap_err();
+            assert_eq!(error.kind, Kind::Protocol, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_second_message_breaks_the_answer_once_it_has_content() {
+        let begin = |id: &str| format!(r#"{{"type":"message_start","message":{{"id":{id},"content":[]}}}}"#);
+        let (one, other, none) = (begin("\"m1\""), begin("\"m2\""), begin("null"));
+        let text = start(0, r#"{"type":"text","text":"Hi"}"#);
+        let tool = start(0, r#"{"type":"tool_use","id":"a","name":"t","input":{}}"#);
+        for content in [&text, &tool] {
+            for (first, second) in [(&one, &other), (&one, &none), (&none, &none), (&none, &one)] {
+                let error = decode(&[first, content, &close(0), second, content]).unwrap_err();
+                assert_eq!(error.kind, Kind::Protocol, "{first} {second}");
+            }
+        }
+        for again in [&one, &other, &none] {
+            assert_eq!(words(&ended(&[&one, again, &text, &close(0)], "end_turn")), "Hi");
+        }
+        assert_eq!(words(&ended(&[&one, &text, &one, &close(0)], "end_turn")), "Hi");
+    }
+
+    #[test]
+    fn odd_fields_cost_no_words_and_no_call() {
+        let chunks = ended(
+            &[
+                &start(0, r#"{"type":"thinking","thinking":[{"type":"text","text":"H"}]}"#),
+                r#"{"type":"content_block_delta","index":"0","delta":{"type":"thinking_delta","thinking":{"text":"m"}}}"#,
+                &delta(0, r#"{"type":"signature_delta","signature":"S"}"#),
+                &close(0),
+                &start(1, r#"{"type":"text","text":[]}"#),
+                &delta(1, r#"{"type":"text_delta","text":[{"type":"text","text":"Hi "}]}"#),
+                &delta(1, r#"{"type":"text_delta","text":7}"#),
+                &close(1),
+                &start(2, r#"{"type":"tool_use","id":1,"name":"t","input":"{\"x\":1}"}"#),
+                &close(2),
+                &start(3, r#"{"type":"tool_use","id":"b","name":"t","input":{}}"#),
+                &delta(3, r#"{"type":"input_json_delta","partial_json":{"x":1}}"#),
+                &delta(3, r#"{"type":"input_json_delta","partial_json":"{\"x\": 1}"}"#),
+                &close(3),
+            ],
+            "TOOL_USE",
+        );
+        assert_eq!(
+            (words(&chunks).as_str(), kind(&chunks)),
+            ("Hi 7", FinishKind::ToolCalls)
+        );
+        assert_eq!(calls(&chunks), ["1 t {\"x\":1}", "b t {\"x\":1}"]);
+        assert_eq!(carried(&chunks)[0]["block"]["thinking"], "Hm");
+        let hi = start(0, r#"{"type":"text","text":"Hi"}"#);
+        let Some(Chunk::Finish { reason, .. }) = ended(&[&hi], "novel").pop() else {
+            panic!("no finish")
+        };
+        assert_eq!((reason.kind, reason.raw.as_deref()), (FinishKind::Stop, Some("novel")));
+        for content in [
+            "\"Hi\"",
+            r#"{"type":"text","text":"Hi"}"#,
+            r#"[null,{"type":"text","text":"Hi"}]"#,
+        ] {
+            let body = format!(
+                r#"{{"content":{content},"stop_reason":"end_turn","usage":{{"input_tokens":"3","output_tokens":1.0}}}}"#
+            );
+            let chunks = whole(AnthropicDecoder::default(), body.as_bytes(), &mut Deviations::default()).unwrap();
+            let usage = usage(&chunks);
+            assert_eq!(words(&chunks), "Hi", "{content}");
+            assert_eq!((usage.input_tokens, usage.output_tokens), (Some(3), Some(1)));
         }
     }
 }

@@ -205,7 +205,7 @@ mod tests {
             Again, Carry, Settings, ToolCall,
             fold::{Round, words},
         },
-        provider::{anthropic::Anthropic, dialect::Dialect as _, golden::golden},
+        provider::{anthropic::Anthropic, deviations::Deviations, dialect::Dialect as _, golden::golden},
     };
 
     fn kept(text: usize, calls: usize, block: Value) -> Carry {
@@ -283,7 +283,9 @@ mod tests {
             {"type": "tool_use", "id": "toolu_2", "name": "t", "input": {}},
         ]);
         let answer = json!({"type": "message", "content": came, "stop_reason": "tool_use"});
-        let chunks = Anthropic::default().whole(answer.to_string().as_bytes()).unwrap();
+        let chunks = Anthropic::default()
+            .whole(answer.to_string().as_bytes(), &mut Deviations::default())
+            .unwrap();
         let mut round = Round::default();
         chunks.iter().for_each(|chunk| assert!(round.push(chunk)));
         let (asked, carry) = round.complete();

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::provider::loose::{LooseInt, LooseText};
+
 /// Any event of a stream.
 #[derive(Deserialize)]
 pub(super) struct Event<'a> {
@@ -13,7 +15,7 @@ pub(super) struct Event<'a> {
     pub(super) kind: Option<Cow<'a, str>>,
     /// Which block.
     #[serde(default)]
-    pub(super) index: Option<u64>,
+    pub(super) index: Option<LooseInt>,
     /// Of `message_start`: a [`Message`].
     #[serde(borrow, default)]
     pub(super) message: Option<&'a RawValue>,
@@ -35,9 +37,12 @@ pub(super) struct Event<'a> {
 #[derive(Deserialize)]
 pub(super) struct Message<'a> {
     #[serde(borrow, default)]
-    pub(super) content: Option<Vec<&'a RawValue>>,
+    pub(super) id: Option<LooseText<'a>>,
+    /// A list of blocks.
     #[serde(borrow, default)]
-    pub(super) stop_reason: Option<Cow<'a, str>>,
+    pub(super) content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) stop_reason: Option<LooseText<'a>>,
     #[serde(borrow, default)]
     pub(super) usage: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -55,16 +60,16 @@ pub(super) struct Tagged<'a> {
 #[derive(Deserialize)]
 pub(super) struct Text<'a> {
     #[serde(borrow, default)]
-    pub(super) text: Option<Cow<'a, str>>,
+    pub(super) text: Option<LooseText<'a>>,
 }
 
 /// A `thinking` block.
 #[derive(Deserialize)]
 pub(super) struct Thinking<'a> {
     #[serde(borrow, default)]
-    pub(super) thinking: Option<Cow<'a, str>>,
+    pub(super) thinking: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) signature: Option<Cow<'a, str>>,
+    pub(super) signature: Option<LooseText<'a>>,
 }
 
 /// A `redacted_thinking` block.
@@ -78,9 +83,9 @@ pub(super) struct Redacted<'a> {
 #[derive(Deserialize)]
 pub(super) struct ToolUse<'a> {
     #[serde(borrow, default)]
-    pub(super) id: Option<Cow<'a, str>>,
+    pub(super) id: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) name: Option<Cow<'a, str>>,
+    pub(super) name: Option<LooseText<'a>>,
     /// `{}` where deltas bring it.
     #[serde(borrow, default)]
     pub(super) input: Option<&'a RawValue>,
@@ -90,20 +95,20 @@ pub(super) struct ToolUse<'a> {
 #[derive(Deserialize)]
 pub(super) struct Delta<'a> {
     #[serde(borrow, default)]
-    pub(super) text: Option<Cow<'a, str>>,
+    pub(super) text: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) thinking: Option<Cow<'a, str>>,
+    pub(super) thinking: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) signature: Option<Cow<'a, str>>,
+    pub(super) signature: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) partial_json: Option<Cow<'a, str>>,
+    pub(super) partial_json: Option<&'a RawValue>,
 }
 
 /// How the message ends.
 #[derive(Deserialize)]
 pub(super) struct Ending<'a> {
     #[serde(borrow, default)]
-    pub(super) stop_reason: Option<Cow<'a, str>>,
+    pub(super) stop_reason: Option<LooseText<'a>>,
 }
 
 /// What is carried: a block that the API wants back unchanged, and where among the message's words and calls it stood.

@@ -9,19 +9,41 @@ use serde_json::{Value, json};
 
 use super::{
     NAME,
-    error::{is_word, reported},
+    error::reported,
     partial::Streamed,
-    wire::{Candidate, FunctionCall, Part, Response, Word},
+    wire::{Candidate, FunctionCall, Part, Response},
 };
 use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
+    meters::Tolerated,
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, parse_event as parse, room_beside},
+        content::{Speech, say},
+        deviations::Deviations,
+        dialect::{self, Decoder, Progress, parse_event as parse, room_beside},
         error::Kind,
+        finish::{Answer, word_in},
         frame::Frame,
+        loose::{LooseText, arguments, count, int, list, name, object, truth},
     },
 };
+
+/// The members of `FinishReason` that complete an answer, by their names and numbers in generativelanguage v1beta.
+const FINISHES: [(&str, &str); 9] = [
+    ("STOP", "1"),
+    ("MAX_TOKENS", "2"),
+    ("SAFETY", "3"),
+    ("RECITATION", "4"),
+    ("LANGUAGE", "6"),
+    ("BLOCKLIST", "7"),
+    ("PROHIBITED_CONTENT", "8"),
+    ("SPII", "9"),
+    ("IMAGE_SAFETY", "11"),
+];
+/// Further members that are documented, without a number that is known.
+const NAMED: [&str; 3] = ["IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR"];
+/// Members that say failure, by name or number, beside those whose words say so.
+const FAILURES: [&str; 4] = ["OTHER", "5", "10", "NO_IMAGE"];
 
 /// Decodes one answer.
 #[derive(Default)]
@@ -32,12 +54,23 @@ pub(super) struct GeminiDecoder {
     open: Option<Streamed>,
     /// Bytes of text so far.
     said: usize,
-    finish: Option<FinishReason>,
+    /// A call that another took the place of before it was complete.
+    abandoned: bool,
+    finish: Option<Finish>,
     usage: Usage,
+    odd: Deviations,
     /// A tool of Google's has been called, and its result is to follow.
     runs_tool: bool,
     /// The model went on after a finish, so the next may not be the last either.
     went_on: bool,
+}
+
+/// Why the model stopped.
+enum Finish {
+    /// The prompt was blocked, for this reason.
+    Blocked(String),
+    /// The candidate's own reason.
+    Own(String),
 }
 
 impl Decoder for GeminiDecoder {
@@ -53,21 +86,37 @@ impl Decoder for GeminiDecoder {
     }
 
     fn end(&mut self, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        self.close(out); // what says that a call's arguments are complete may be missing
-        let Some(mut reason) = self.finish.take() else {
+        let Some(finish) = self.finish.take() else {
             return Err(ProviderError::new(
                 Kind::Truncated,
                 "the stream ended without a finishReason",
             ));
         };
-        if reason.kind == FinishKind::Stop && self.calls > 0 {
-            reason.kind = FinishKind::ToolCalls; // theirs is STOP, perhaps long after the call
+        let reason = match finish {
+            Finish::Blocked(raw) => FinishReason {
+                kind: FinishKind::ContentFilter,
+                raw: Some(raw),
+            },
+            Finish::Own(raw) => FinishReason {
+                kind: self.ended(&raw)?,
+                raw: Some(raw),
+            },
+        };
+        if reason.kind == FinishKind::ToolCalls && (self.open.is_some() || self.abandoned) {
+            return Err(ProviderError::new(
+                Kind::Truncated,
+                "a call whose arguments were to be continued",
+            ));
         }
         out.push(Chunk::Finish {
             reason,
             usage: std::mem::take(&mut self.usage),
         });
         Ok(())
+    }
+
+    fn deviations(&self) -> Deviations {
+        self.odd
     }
 }
 
@@ -90,13 +139,15 @@ impl GeminiDecoder {
         if let Some(usage) = response.usage_metadata {
             self.read_usage(usage.get());
         }
-        if let Some(raw) = response.prompt_feedback.and_then(|f| f.block_reason).and_then(word) {
-            let kind = FinishKind::ContentFilter;
-            self.finish = Some(FinishReason { kind, raw: Some(raw) });
+        let feedback = object(response.prompt_feedback, &mut self.odd);
+        if let Some(raw) = feedback.and_then(|f| self.word(f.block_reason)) {
+            self.finish = Some(Finish::Blocked(raw));
         }
         // We ask for one candidate; of a server that sends several, the first is the answer.
-        for candidate in response.candidates.into_iter().flatten() {
-            if candidate.index.unwrap_or(0) == 0 {
+        let candidates = list(response.candidates, &mut self.odd);
+        for (mut candidate, place) in candidates.into_iter().zip(0..) {
+            let index = int(candidate.index.take(), &mut self.odd);
+            if index.unwrap_or(place) == 0 {
                 self.candidate(candidate, out)?;
             }
         }
@@ -104,7 +155,9 @@ impl GeminiDecoder {
     }
 
     fn candidate(&mut self, candidate: Candidate<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        for part in candidate.content.and_then(|c| c.parts).into_iter().flatten() {
+        let content = object(candidate.content, &mut self.odd);
+        let parts = content.map(|content| list(content.parts, &mut self.odd));
+        for part in parts.into_iter().flatten() {
             if self.finish.is_some() && speaks(&part) {
                 if self.runs_tool {
                     self.finish = None; // that finish was the tool's: the answer needs one of its own
@@ -114,19 +167,16 @@ impl GeminiDecoder {
             }
             self.part(part, out)?;
         }
-        if let Some(raw) = candidate.finish_reason.and_then(word) {
-            let kind = finish_kind(&raw).ok_or_else(|| {
-                let name = if is_word(&raw) { raw.as_str() } else { "unknown" };
-                ProviderError::new(Kind::Reported, format!("finishReason {name}"))
-            })?;
-            self.finish = Some(FinishReason { kind, raw: Some(raw) });
+        if let Some(raw) = self.word(candidate.finish_reason) {
+            self.ended(&raw)?;
+            self.finish = Some(Finish::Own(raw));
         }
         Ok(())
     }
 
     fn part(&mut self, part: Part<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let signature = part.thought_signature.filter(|s| !s.is_empty());
-        if let Some(call) = part.function_call {
+        if let Some(call) = object(part.function_call, &mut self.odd) {
             return self.function_call(call, signature, out);
         }
         if part.executable_code.is_some() || part.tool_call.is_some() {
@@ -134,25 +184,37 @@ impl GeminiDecoder {
         } else if part.code_execution_result.is_some() || part.tool_response.is_some() {
             self.runs_tool = false;
         } else if let Some(text) = part.text {
-            let thought = part.thought == Some(true);
-            let from = self.said;
-            if !thought {
-                self.said += text.len();
-            }
-            if let Some(signature) = signature {
-                out.push(carry(if thought {
-                    json!({"thought": text, "signature": signature})
-                } else {
-                    json!({"from": from, "to": self.said, "signature": signature})
-                }));
-            }
-            if !text.is_empty() {
-                self.runs_tool = false;
-                let chunk = if thought { Chunk::Reasoning } else { Chunk::Text };
-                out.push(chunk(text.into_owned()));
-            }
+            let thought = truth(part.thought, &mut self.odd) == Some(true);
+            self.text(text, thought, signature, out);
+        } else if part.inline_data.is_some() || part.file_data.is_some() {
+            self.odd.add(Tolerated::UnknownPart);
         }
         Ok(())
+    }
+
+    fn text(&mut self, text: LooseText<'_>, thought: bool, signature: Option<Cow<'_, str>>, out: &mut Vec<Chunk>) {
+        let speech = match thought {
+            true => Speech::Thinking,
+            false => Speech::Answer,
+        };
+        let (before, from) = (out.len(), self.said);
+        say(Some(text), speech, &mut self.odd, out);
+        self.runs_tool &= out.len() == before;
+        let mut thinking = String::new();
+        for chunk in &out[before..] {
+            match chunk {
+                Chunk::Text(text) => self.said += text.len(),
+                Chunk::Reasoning(text) if signature.is_some() => thinking.push_str(text),
+                _ => {}
+            }
+        }
+        if let Some(signature) = signature {
+            let data = match thought {
+                true => json!({"thought": thinking, "signature": signature}),
+                false => json!({"from": from, "to": self.said, "signature": signature}),
+            };
+            out.insert(before, carry(data));
+        }
     }
 
     /// A call: whole, or the beginning of one whose arguments follow, or (without a name) more of that one.
@@ -162,10 +224,13 @@ impl GeminiDecoder {
         signature: Option<Cow<'_, str>>,
         out: &mut Vec<Chunk>,
     ) -> Result<(), ProviderError> {
-        let arguments = call.args.map(|raw| raw.get()).filter(|text| *text != "null");
-        let given = call.id.filter(|id| !id.is_empty());
-        if let Some(name) = call.name.filter(|name| !name.is_empty()) {
-            self.close(out);
+        let arguments = arguments(call.args, false, &mut self.odd)?;
+        let given = name(call.id, &mut self.odd);
+        let goes_on = truth(call.will_continue, &mut self.odd) == Some(true);
+        let in_parts = call.partial_args.is_some();
+        let parts = list(call.partial_args, &mut self.odd);
+        if let Some(name) = name(call.name, &mut self.odd) {
+            self.abandoned |= self.open.take().is_some();
             let index = self.calls;
             room_beside(index)?;
             self.calls += 1;
@@ -179,22 +244,24 @@ impl GeminiDecoder {
                 id: given.map_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()), Cow::into_owned),
                 name: name.into_owned(),
             });
-            if call.will_continue == Some(true) || call.partial_args.is_some() {
-                self.open = Some(Streamed::new(index, arguments));
-            } else if let Some(arguments) = arguments {
-                out.push(Chunk::ToolCallDelta {
-                    index,
-                    arguments: arguments.to_owned(),
-                });
+            if goes_on || in_parts {
+                self.open = Some(Streamed::new(index, arguments.as_deref()));
+            } else {
+                // A part is whole, and a value that has nothing in it is left out on this wire.
+                let arguments = arguments.unwrap_or_else(|| "{}".to_owned());
+                out.push(Chunk::ToolCallDelta { index, arguments });
             }
-        } else if let (Some(open), Some(signature)) = (&self.open, signature) {
-            out.push(carry(json!({"call": open.index, "signature": signature})));
+        } else if let Some(open) = self.open.as_ref().filter(|_| arguments.is_none()) {
+            let signed = signature.map(|signature| json!({"call": open.index, "signature": signature}));
+            out.extend(signed.map(carry));
+        } else {
+            return Err(ProviderError::new(Kind::Protocol, "a call without a name"));
         }
         if let Some(open) = &mut self.open {
-            for part in call.partial_args.into_iter().flatten() {
+            for part in parts {
                 open.take(part)?;
             }
-            if call.will_continue != Some(true) {
+            if !goes_on {
                 self.close(out);
             }
         }
@@ -217,13 +284,14 @@ impl GeminiDecoder {
         let Ok(raw) = serde_json::from_str::<Value>(raw) else {
             return;
         };
-        let number = |name: &str| raw.get(name).and_then(Value::as_u64).filter(|n| *n < 1 << 53);
+        let mut number = |name: &str| count(raw.get(name), &mut self.odd);
         let (prompt, total) = (number("promptTokenCount"), number("totalTokenCount"));
         let (said, thought) = (number("candidatesTokenCount"), number("thoughtsTokenCount"));
+        let (tools, cached) = (number("toolUsePromptTokenCount"), number("cachedContentTokenCount"));
         if prompt.or(total).or(said).or(thought).is_none() {
             return;
         }
-        let input_tokens = prompt.map(|n| n + number("toolUsePromptTokenCount").unwrap_or(0));
+        let input_tokens = prompt.map(|n| n + tools.unwrap_or(0));
         let output_tokens = match (said, thought) {
             (None, None) => total
                 .zip(input_tokens)
@@ -233,11 +301,41 @@ impl GeminiDecoder {
         self.usage = Usage {
             input_tokens,
             output_tokens,
-            cached_input_tokens: number("cachedContentTokenCount"),
+            cached_input_tokens: cached,
             reasoning_tokens: thought,
             estimated: false,
             raw: Some(raw),
         };
+    }
+}
+
+impl GeminiDecoder {
+    /// A member's name or number, unless it stands for nothing.
+    fn word(&mut self, field: Option<LooseText<'_>>) -> Option<String> {
+        match field? {
+            LooseText::Plain(name) if name.is_empty() || name.ends_with("_UNSPECIFIED") => None,
+            LooseText::Other(Value::Number(number)) => Some(number.to_string()).filter(|number| number != "0"),
+            other => word_in(Some(other), &mut self.odd),
+        }
+    }
+
+    /// Our word for theirs, as far as the answer has come.
+    fn ended(&mut self, raw: &str) -> Result<FinishKind, ProviderError> {
+        if FAILURES.contains(&raw) {
+            let detail = format!("finishReason {}", dialect::word(raw));
+            return Err(ProviderError::new(Kind::Reported, detail));
+        }
+        let documented = FINISHES.iter().find(|(name, number)| *name == raw || *number == raw);
+        let name = documented.map_or(raw, |(name, _)| name);
+        let is_own = documented.is_some() || NAMED.contains(&raw);
+        let own: &[&str] = if is_own { &[name] } else { &[] };
+        let answer = Answer {
+            field: "finishReason",
+            own,
+            calls: self.calls,
+            spoke: self.said > 0,
+        };
+        answer.ended(name, &mut self.odd)
     }
 }
 
@@ -251,7 +349,8 @@ fn carry(data: Value) -> Chunk {
 
 /// Whether a part is more of the answer, as opposed to an empty one at its end.
 fn speaks(part: &Part<'_>) -> bool {
-    part.text.as_ref().is_some_and(|text| !text.is_empty())
+    let says = |text: &LooseText<'_>| !matches!(text, LooseText::Plain(text) if text.is_empty());
+    part.text.as_ref().is_some_and(says)
         || part.function_call.is_some()
         || part.executable_code.is_some()
         || part.tool_call.is_some()
@@ -259,44 +358,8 @@ fn speaks(part: &Part<'_>) -> bool {
         || part.tool_response.is_some()
 }
 
-/// A member's name, unless it stands for nothing. Numbers are those of generativelanguage v1beta.
-fn word(word: Word<'_>) -> Option<String> {
-    match word {
-        Word::Name(name) if name.is_empty() || name.ends_with("_UNSPECIFIED") => None,
-        Word::Name(name) => Some(name.into_owned()),
-        Word::Number(0) => None,
-        Word::Number(number) => Some(number.to_string()),
-    }
-}
-
-/// Why the model stopped; `None` if that is an error, as every reason is that is not known.
-fn finish_kind(raw: &str) -> Option<FinishKind> {
-    match raw {
-        "STOP" | "1" => Some(FinishKind::Stop),
-        "MAX_TOKENS" | "2" => Some(FinishKind::Length),
-        "SAFETY"
-        | "3"
-        | "RECITATION"
-        | "4"
-        | "LANGUAGE"
-        | "6"
-        | "BLOCKLIST"
-        | "7"
-        | "PROHIBITED_CONTENT"
-        | "8"
-        | "SPII"
-        | "9"
-        | "IMAGE_SAFETY"
-        | "11"
-        | "IMAGE_PROHIBITED_CONTENT"
-        | "IMAGE_RECITATION"
-        | "MODEL_ARMOR" => Some(FinishKind::ContentFilter),
-        _ => None,
-    }
-}
-
 /// A stream was asked for, and a whole answer came: one response, or an array of the stream's.
-pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
     let mut out = Vec::new();
     let mut decoder = GeminiDecoder::default();
     decoder.read(&String::from_utf8_lossy(body), &mut out)?;
@@ -304,6 +367,7 @@ pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
         true => ProviderError::new(Kind::Protocol, "JSON that is not an answer"),
         false => error,
     })?;
+    *odd = decoder.odd;
     Ok(out)
 }
 
@@ -433,25 +497,82 @@ mod tests {
             parts(r#"{"functionCall":{"name":"f","args":{"x":1}}},{"functionCall":{"name":"f","args":{"x":1}}}"#);
         let found = calls(&[&twice, &parts(r#"{"functionCall":{"id":"g","name":"f"}}"#)]);
         let arguments: Vec<&str> = found.iter().map(|(_, _, arguments)| arguments.as_str()).collect();
-        assert_eq!(arguments, ["{\"x\":1}", "{\"x\":1}", ""]);
+        assert_eq!(arguments, ["{\"x\":1}", "{\"x\":1}", "{}"]);
         assert!(found[0].0 != found[1].0 && found[0].0.starts_with("call_") && found[0].0.len() == 37);
         assert_eq!(found[2].0, "g");
     }
 
     #[test]
-    fn streamed_arguments_become_whole_ones_even_without_their_end() {
+    fn streamed_arguments_become_whole_ones() {
         let found = calls(&[
             &parts(r#"{"functionCall":{"name":"f","willContinue":true}}"#),
             &parts(
                 r#"{"functionCall":{"partialArgs":[{"jsonPath":"$.a","stringValue":"x","willContinue":true}],"willContinue":true}}"#,
             ),
             &parts(r#"{"functionCall":{"partialArgs":[{"jsonPath":"$.a","stringValue":"y"}],"willContinue":true}}"#),
-            &parts(r#"{"functionCall":{"name":"g","args":{"b":1}}}"#),
             &parts(r#"{"functionCall":{}}"#),
+            &parts(r#"{"functionCall":{"name":"g","args":{"b":1}}}"#),
             &parts(r#"{"functionCall":{"name":"h","partialArgs":[{"jsonPath":"$.c","boolValue":true}]}}"#),
         ]);
         let arguments: Vec<&str> = found.iter().map(|(_, _, arguments)| arguments.as_str()).collect();
         assert_eq!(arguments, ["{\"a\":\"xy\"}", "{\"b\":1}", "{\"c\":true}"]);
+    }
+
+    #[test]
+    fn a_call_that_was_to_be_continued_is_not_made() {
+        let begun = parts(
+            r#"{"functionCall":{"name":"f","partialArgs":[{"jsonPath":"$.a","stringValue":"x"}],"willContinue":true}}"#,
+        );
+        let other = parts(r#"{"functionCall":{"name":"g","args":{"b":1}}}"#);
+        for cut in [&[begun.as_str(), STOP] as &[&str], &[&begun, &other, STOP]] {
+            assert_eq!(failure(cut).kind, Kind::Truncated, "{cut:?}");
+        }
+        let length = decode(&[&begun, &finish(r#""MAX_TOKENS""#)]).unwrap();
+        assert_eq!(end(&length).0, FinishKind::Length);
+        for nameless in [
+            r#"{"functionCall":{}}"#,
+            r#"{"functionCall":{"args":{"x":1}}}"#,
+            r#"{"functionCall":{"name":"","args":{}}}"#,
+        ] {
+            let kind = failure(&[&parts(nameless), STOP]).kind;
+            assert_eq!(kind, Kind::Protocol, "{nameless}");
+        }
+    }
+
+    #[test]
+    fn odd_fields_cost_no_words() {
+        for event in [
+            r#"{"candidates":{"index":0,"content":{"parts":[{"text":"Hi"}]}}}"#,
+            r#"{"candidates":[null,{"index":"0","content":{"parts":{"text":"Hi"}}}]}"#,
+            r#"{"candidates":[{"content":[{"parts":[{"text":["H","i"]}]}]}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"Hi","thought":"false"}]}}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":{"text":"Hi"}},null]}}]}"#,
+        ] {
+            let stop = r#"{"candidates":[{"finishReason":{"name":"STOP"}}],"usageMetadata":{"promptTokenCount":"3","candidatesTokenCount":1.0}}"#;
+            let chunks = decode(&[event, stop]).unwrap();
+            let (kind, usage) = end(&chunks);
+            assert_eq!((text(&chunks).as_str(), kind), ("Hi", FinishKind::Stop), "{event}");
+            assert_eq!((usage.input_tokens, usage.output_tokens), (Some(3), Some(1)));
+        }
+        let call = parts(r#"{"functionCall":{"name":"f","args":"{\"x\":1}"}}"#);
+        assert_eq!(calls(&[&call])[0].2, r#"{"x":1}"#);
+        let image = parts(r#"{"inlineData":{"mimeType":"image/png","data":"AA=="}},{"text":"Hi"}"#);
+        let mut decoder = GeminiDecoder::default();
+        decoder.read(&image, &mut Vec::new()).unwrap();
+        assert_eq!(decoder.odd.iter().next(), Some(Tolerated::UnknownPart));
+    }
+
+    #[test]
+    fn an_unknown_reason_ends_words_and_completes_no_call() {
+        let chunks = decode(&[&parts(HI), &finish(r#""NOVEL""#)]).unwrap();
+        let Some(Chunk::Finish { reason, .. }) = chunks.last() else {
+            panic!("no finish")
+        };
+        assert_eq!((reason.kind, reason.raw.as_deref()), (FinishKind::Stop, Some("NOVEL")));
+        let call = parts(r#"{"functionCall":{"name":"f","args":{}}}"#);
+        for reason in [r#""NOVEL""#, r#""OTHER""#, "5", "10", r#""MALFORMED_FUNCTION_CALL""#] {
+            assert_eq!(failure(&[&call, &finish(reason)]).kind, Kind::Reported, "{reason}");
+        }
     }
 
     #[test]
@@ -481,7 +602,10 @@ mod tests {
             assert_eq!(error.detail, format!("finishReason {reason}"));
         }
         assert_eq!(failure(&[&finish("10")]).kind, Kind::Reported);
-        assert_eq!(failure(&[&finish(r#""Ada's secret""#)]).detail, "finishReason unknown");
+        assert_eq!(
+            failure(&[&finish(r#""Ada's secret""#)]).detail,
+            "finishReason of no known form"
+        );
     }
 
     #[test]
@@ -576,7 +700,7 @@ mod tests {
         let one = r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]},"finishReason":"STOP"}]}"#;
         let array = format!("[{}\n,\r\n{STOP}]", parts(HI));
         for body in [one, &array] {
-            let chunks = whole(body.as_bytes()).unwrap();
+            let chunks = whole(body.as_bytes(), &mut Deviations::default()).unwrap();
             assert_eq!((text(&chunks), end(&chunks).0), ("Hi".into(), FinishKind::Stop));
         }
         for (body, kind) in [
@@ -588,7 +712,11 @@ mod tests {
                 Kind::Overloaded,
             ),
         ] {
-            assert_eq!(whole(body.as_bytes()).unwrap_err().kind, kind, "{body}");
+            assert_eq!(
+                whole(body.as_bytes(), &mut Deviations::default()).unwrap_err().kind,
+                kind,
+                "{body}"
+            );
         }
     }
 }

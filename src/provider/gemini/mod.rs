@@ -9,6 +9,7 @@ use reqwest::header::HeaderMap;
 
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
+    deviations::Deviations,
     dialect::{Call, Decoder, Dialect},
     upstream::{Credentials, HttpProvider},
 };
@@ -46,8 +47,8 @@ impl Dialect for Gemini {
         Box::<decode::GeminiDecoder>::default()
     }
 
-    fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        decode::whole(body)
+    fn whole(&self, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
+        decode::whole(body, odd)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {

@@ -16,23 +16,33 @@ use crate::{
     chat::{Carry, Chunk, FinishKind, FinishReason, Usage},
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, room_beside, word},
+        content::{Speech, say},
+        deviations::Deviations,
+        dialect::{Decoder, Progress, room_beside},
         error::Kind,
+        finish::{Answer, word_in},
         frame::Frame,
+        loose::{arguments, count, list, name, object, truth},
         retry,
     },
 };
+
+/// The words of `done_reason` that Ollama documents, and `tool_calls`, which servers that imitate it send.
+const FINISHES: [&str; 3] = ["stop", "length", "tool_calls"];
 
 /// Decodes one answer.
 #[derive(Default)]
 pub(super) struct OllamaDecoder {
     /// How many calls there were.
     calls: usize,
+    /// Whether there was text.
+    spoke: bool,
     /// The thinking so far: with calls, the model wants it back.
     thinking: String,
     /// How it ended, and in which word.
     finish: Option<(FinishKind, Option<String>)>,
     usage: Usage,
+    odd: Deviations,
 }
 
 impl Decoder for OllamaDecoder {
@@ -65,6 +75,10 @@ impl Decoder for OllamaDecoder {
         });
         Ok(())
     }
+
+    fn deviations(&self) -> Deviations {
+        self.odd
+    }
 }
 
 impl OllamaDecoder {
@@ -73,23 +87,27 @@ impl OllamaDecoder {
         if line.error.is_some() {
             return Err(reported(&serde_json::from_str(text).unwrap_or(Value::Null)));
         }
-        let message = line.message.unwrap_or(Message {
+        let message = object(line.message, &mut self.odd).unwrap_or(Message {
             content: line.response,
             thinking: line.thinking,
             tool_calls: None,
         });
-        if let Some(thinking) = message.thinking.filter(|t| !t.is_empty()) {
-            self.thinking.push_str(&thinking);
-            out.push(Chunk::Reasoning(thinking.into_owned()));
+        let from = out.len();
+        say(message.thinking, Speech::Thinking, &mut self.odd, out);
+        say(message.content, Speech::Answer, &mut self.odd, out);
+        for chunk in &out[from..] {
+            match chunk {
+                Chunk::Reasoning(thinking) => self.thinking.push_str(thinking),
+                Chunk::Text(_) => self.spoke = true,
+                _ => {}
+            }
         }
-        if let Some(content) = message.content.filter(|t| !t.is_empty()) {
-            out.push(Chunk::Text(content.into_owned()));
-        }
-        for call in message.tool_calls.into_iter().flatten() {
+        for call in list(message.tool_calls, &mut self.odd) {
             self.tool_call(call, out)?;
         }
-        if line.done == Some(true) {
-            self.finish = Some(self.ending(line.done_reason)?);
+        if truth(line.done, &mut self.odd) == Some(true) {
+            let reason = word_in(line.done_reason, &mut self.odd);
+            self.finish = Some((self.ending(reason.as_deref())?, reason));
             self.read_usage(text);
         }
         Ok(())
@@ -97,22 +115,21 @@ impl OllamaDecoder {
 
     /// A call, which comes whole.
     fn tool_call(&mut self, call: ToolCall<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        if call.function.name.is_empty() {
+        let function = object(call.function, &mut self.odd).unwrap_or_default();
+        let Some(called) = name(function.name, &mut self.odd) else {
             return Err(ProviderError::new(Kind::Protocol, "a tool call without a name"));
-        }
+        };
         let index = self.calls;
         room_beside(index)?;
         self.calls += 1;
-        let id = call.id.filter(|id| !id.is_empty());
+        let id = name(call.id, &mut self.odd);
         out.push(Chunk::ToolCallStart {
             index,
             id: id.map_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()), Cow::into_owned),
-            name: call.function.name.into_owned(),
+            name: called.into_owned(),
         });
         // Servers that imitate it send the arguments as JSON in a string.
-        let arguments = call.function.arguments.map_or("", RawValue::get);
-        let arguments = serde_json::from_str::<String>(arguments).unwrap_or_else(|_| arguments.to_owned());
-        if !arguments.is_empty() {
+        if let Some(arguments) = arguments(function.arguments, false, &mut self.odd)? {
             out.push(Chunk::ToolCallDelta { index, arguments });
         }
         Ok(())
@@ -120,24 +137,18 @@ impl OllamaDecoder {
 
     /// Why it is done. Old versions give no reason; `load` and `unload` say that the model was moved in memory and
     /// nothing was answered.
-    fn ending(&self, reason: Option<Cow<'_, str>>) -> Result<(FinishKind, Option<String>), ProviderError> {
-        let raw = reason.filter(|r| !r.is_empty()).map(Cow::into_owned);
-        let kind = match raw.as_deref() {
-            Some("length") => FinishKind::Length,
-            None | Some("stop" | "tool_calls") if self.calls > 0 => FinishKind::ToolCalls,
-            None | Some("stop") => FinishKind::Stop,
-            Some(word @ ("load" | "unload")) => {
-                return Err(ProviderError::new(
-                    Kind::Server,
-                    format!("done_reason {word:?}: no answer"),
-                ));
-            }
-            Some(other) => {
-                let detail = format!("done_reason {}", word(other));
-                return Err(ProviderError::new(Kind::Reported, detail));
-            }
+    fn ending(&mut self, reason: Option<&str>) -> Result<FinishKind, ProviderError> {
+        if let Some(moved @ ("load" | "unload")) = reason {
+            let detail = format!("done_reason {moved:?}: no answer");
+            return Err(ProviderError::new(Kind::Server, detail));
+        }
+        let answer = Answer {
+            field: "done_reason",
+            own: &FINISHES,
+            calls: self.calls,
+            spoke: self.spoke,
         };
-        Ok((kind, raw))
+        answer.ended(reason.unwrap_or("stop"), &mut self.odd)
     }
 
     /// The numbers of the last line: tokens, and times in nanoseconds. Counts that are none (absent where the prompt
@@ -146,11 +157,13 @@ impl OllamaDecoder {
         let Ok(mut raw) = serde_json::from_str::<Map<String, Value>>(line) else {
             return;
         };
-        raw.retain(|name, value| value.is_number() && (name.ends_with("_count") || name.ends_with("_duration")));
-        let number = |name: &str| raw.get(name).and_then(Value::as_u64).filter(|n| *n < 1 << 53);
+        let is_number = |value: &Value| value.is_number() || value.is_string();
+        raw.retain(|name, value| is_number(value) && (name.ends_with("_count") || name.ends_with("_duration")));
+        let mut number = |name: &str| count(raw.get(name), &mut self.odd);
+        let (input_tokens, output_tokens) = (number("prompt_eval_count"), number("eval_count"));
         self.usage = Usage {
-            input_tokens: number("prompt_eval_count"),
-            output_tokens: number("eval_count"),
+            input_tokens,
+            output_tokens,
             cached_input_tokens: None,
             reasoning_tokens: None, // counted with the output, and not apart
             estimated: false,
@@ -160,7 +173,7 @@ impl OllamaDecoder {
 }
 
 /// A stream was asked for, and `application/json` came: one answer, or the lines under another name.
-pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
     let text = std::str::from_utf8(body).map_err(|e| ProviderError::new(Kind::Protocol, e.to_string()))?;
     let mut out = Vec::new();
     let mut decoder = OllamaDecoder::default();
@@ -173,7 +186,10 @@ pub(super) fn whole(body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
     let nothing = out.is_empty() && decoder.finish.is_none();
     match decoder.end(&mut out) {
         Err(_) if nothing => Err(ProviderError::new(Kind::Protocol, "JSON that is not an answer")),
-        ended => ended.map(|()| out),
+        ended => {
+            *odd = decoder.odd;
+            ended.map(|()| out)
+        }
     }
 }
 
@@ -462,15 +478,67 @@ mod tests {
     }
 
     #[test]
+    fn odd_fields_cost_no_words_and_no_call() {
+        for line in [
+            r#"{"message":[{"content":[{"type":"text","text":"Hi"}]}],"done":"false"}"#,
+            r#"{"message":{"content":{"text":"Hi"},"tool_calls":null},"done":0}"#,
+            r#"{"message":{"content":"Hi","tool_calls":[],"thinking":[]}}"#,
+        ] {
+            let (chunks, end) = decode(&[line, r#"{"done":"true","done_reason":"STOP","eval_count":"3"}"#]);
+            end.unwrap();
+            assert_eq!(chunks[0], Chunk::Text("Hi".into()), "{line}");
+            let (reason, usage) = finish(&chunks);
+            assert_eq!(
+                (reason.kind, usage.output_tokens),
+                (FinishKind::Stop, Some(3)),
+                "{line}"
+            );
+        }
+        let one = says(r#"{"tool_calls":{"id":7,"function":{"name":"f","arguments":"{\"x\":1}"}}}"#);
+        let (chunks, _) = decode(&[&one, DONE]);
+        let arguments = r#"{"x":1}"#.to_owned();
+        assert_eq!(chunks[1], Chunk::ToolCallDelta { index: 0, arguments });
+        for nameless in [
+            r#"{"function":null}"#,
+            "{}",
+            r#"{"function":{"arguments":{}}}"#,
+            r#""f""#,
+        ] {
+            let line = says(&format!(r#"{{"tool_calls":[{nameless}]}}"#));
+            assert_eq!(decode(&[&line, DONE]).1.unwrap_err().kind, Kind::Protocol, "{nameless}");
+        }
+    }
+
+    #[test]
+    fn a_call_is_made_only_if_the_round_ended_well() {
+        let call = says(CALL);
+        for (word, kind) in [
+            ("STOP", FinishKind::ToolCalls),
+            ("max_tokens", FinishKind::Length),
+            ("sensitive", FinishKind::ContentFilter),
+        ] {
+            let line = format!(r#"{{"done":true,"done_reason":"{word}"}}"#);
+            assert_eq!(ended(&[&call, &line]).kind, kind, "{word}");
+        }
+        for word in ["error", "abort", "novel"] {
+            let line = format!(r#"{{"done":true,"done_reason":"{word}"}}"#);
+            assert_eq!(decode(&[&call, &line]).1.unwrap_err().kind, Kind::Reported, "{word}");
+        }
+        let hi = says(r#"{"content":"Hi"}"#);
+        let novel = ended(&[&hi, r#"{"done":true,"done_reason":"novel"}"#]);
+        assert_eq!((novel.kind, novel.raw.as_deref()), (FinishKind::Stop, Some("novel")));
+    }
+
+    #[test]
     fn an_answer_that_comes_whole_is_the_same_answer() {
         let one = r#"{"message":{"role":"assistant","content":"Hi","thinking":"h"},
             "done":true,"done_reason":"stop","prompt_eval_count":3,"eval_count":2}"#;
-        let chunks = whole(one.as_bytes()).unwrap();
+        let chunks = whole(one.as_bytes(), &mut Deviations::default()).unwrap();
         assert_eq!(chunks[..2], [Chunk::Reasoning("h".into()), Chunk::Text("Hi".into())]);
         assert_eq!(finish(&chunks).1.input_tokens, Some(3));
         let lines = format!("{}\n{DONE}\n", says(r#"{"content":"Hi"}"#));
-        assert_eq!(whole(lines.as_bytes()).unwrap().len(), 2);
-        let kind = |body: &str| whole(body.as_bytes()).unwrap_err().kind;
+        assert_eq!(whole(lines.as_bytes(), &mut Deviations::default()).unwrap().len(), 2);
+        let kind = |body: &str| whole(body.as_bytes(), &mut Deviations::default()).unwrap_err().kind;
         assert_eq!(kind(r#"{"error":"broken"}"#), Kind::Server);
         assert_eq!(kind(&says(r#"{"content":"Hi"}"#)), Kind::Truncated);
         for none in ["{}", "", "[1]", "{"] {

@@ -1,26 +1,26 @@
 //! The fields of Ollama's lines that we read; all others are ignored (`created_at`, `context`, `logprobs`, …).
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::provider::loose::{LooseBool, LooseList, LooseStruct, LooseText};
 
 /// A line of an answer.
 #[derive(Deserialize)]
 pub(super) struct Line<'a> {
     #[serde(borrow, default)]
-    pub(super) message: Option<Message<'a>>,
+    pub(super) message: Option<LooseStruct<Message<'a>>>,
     /// The text where `/api/generate` answers, which some proxies put behind `/api/chat`.
     #[serde(borrow, default)]
-    pub(super) response: Option<Cow<'a, str>>,
+    pub(super) response: Option<LooseText<'a>>,
     /// The thinking beside it.
     #[serde(borrow, default)]
-    pub(super) thinking: Option<Cow<'a, str>>,
+    pub(super) thinking: Option<LooseText<'a>>,
     #[serde(default)]
-    pub(super) done: Option<bool>,
+    pub(super) done: Option<LooseBool>,
     /// Absent from old versions.
     #[serde(borrow, default)]
-    pub(super) done_reason: Option<Cow<'a, str>>,
+    pub(super) done_reason: Option<LooseText<'a>>,
     /// A sentence.
     #[serde(borrow, default)]
     pub(super) error: Option<&'a RawValue>,
@@ -29,26 +29,26 @@ pub(super) struct Line<'a> {
 #[derive(Deserialize)]
 pub(super) struct Message<'a> {
     #[serde(borrow, default)]
-    pub(super) content: Option<Cow<'a, str>>,
+    pub(super) content: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) thinking: Option<Cow<'a, str>>,
+    pub(super) thinking: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) tool_calls: Option<Vec<ToolCall<'a>>>,
+    pub(super) tool_calls: Option<LooseList<ToolCall<'a>>>,
 }
 
 #[derive(Deserialize)]
 pub(super) struct ToolCall<'a> {
     /// Only newer versions give one.
     #[serde(borrow, default)]
-    pub(super) id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub(super) function: Function<'a>,
+    pub(super) id: Option<LooseText<'a>>,
+    #[serde(borrow, default)]
+    pub(super) function: Option<LooseStruct<Function<'a>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct Function<'a> {
-    #[serde(borrow)]
-    pub(super) name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) name: Option<LooseText<'a>>,
     /// An object, whole.
     #[serde(borrow, default)]
     pub(super) arguments: Option<&'a RawValue>,

@@ -3,41 +3,60 @@
 //! What completes an answer is `finish_reason`, not `[DONE]`: some servers skip the latter, and a `[DONE]` without a
 //! `finish_reason` is a truncated answer. Usage comes after the finish, in a chunk with empty `choices`.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 use super::{
+    calls::Calls,
     opaque::Collector,
-    wire::{Completion, Delta, Function, ToolCallDelta},
+    snapshot::Snapshot,
+    usage::read_usage,
+    wire::{Choice, Completion, Delta, ToolCallDelta},
 };
 use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
+    meters::Tolerated,
     provider::{
         ProviderError,
-        dialect::{Decoder, Progress, parse_event as parse, room_beside, word},
+        content::{Speech, say},
+        deviations::Deviations,
+        dialect::{Decoder, Progress, parse_event as parse},
         error::Kind,
+        finish::{Answer, word_in},
         frame::Frame,
+        loose::{LooseInt, int, list, object},
         retry,
     },
 };
 
+/// The words of `finish_reason` that OpenAI documents.
+const FINISHES: [&str; 5] = ["stop", "length", "tool_calls", "content_filter", "function_call"];
+
 /// Decodes one answer. A dialect that is this one with quirks has it inside a decoder of its own.
 #[derive(Default)]
 pub(in crate::provider) struct OpenAiDecoder {
-    calls: Vec<Call>,
+    calls: Calls,
+    /// What came in deltas, which go before whole messages.
+    by_delta: Came,
+    /// The words of whole messages.
+    text: Snapshot,
+    thinking: Snapshot,
+    /// Whether there was text.
+    spoke: bool,
     finish: Option<String>,
-    /// More came after the finish.
-    went_on: bool,
     usage: Usage,
     opaque: Collector,
+    odd: Deviations,
 }
 
-/// A call under way: how the wire names it.
-struct Call {
-    index: Option<u32>,
-    id: Option<String>,
+/// Kinds of content that have come.
+#[derive(Default)]
+struct Came {
+    text: bool,
+    thinking: bool,
+    calls: bool,
 }
 
 impl Decoder for OpenAiDecoder {
@@ -61,18 +80,18 @@ impl Decoder for OpenAiDecoder {
                 "the stream ended without a finish_reason",
             ));
         };
-        let kind = match raw.as_str() {
-            "length" => FinishKind::Length,
-            "content_filter" => FinishKind::ContentFilter,
-            // With a forced tool the finish is `stop` although there is a call.
-            _ if !self.calls.is_empty() => FinishKind::ToolCalls,
-            "stop" | "tool_calls" | "function_call" | "eos" | "end_turn" => FinishKind::Stop,
-            other => {
-                let detail = format!("finish_reason {}", word(other));
-                return Err(ProviderError::new(Kind::Reported, detail));
-            }
+        let answer = Answer {
+            field: "finish_reason",
+            own: &FINISHES,
+            calls: self.calls.len(),
+            spoke: self.spoke,
         };
-        out.extend(self.opaque.finish(!self.calls.is_empty()).map(Chunk::Carry));
+        // With a forced tool the finish is `stop` although there is a call.
+        let kind = answer.ended(&raw, &mut self.odd)?;
+        if kind == FinishKind::ToolCalls {
+            self.calls.check()?;
+        }
+        out.extend(self.opaque.finish(self.calls.has_named()).map(Chunk::Carry));
         out.push(Chunk::Finish {
             reason: FinishReason { kind, raw: Some(raw) },
             usage: std::mem::take(&mut self.usage),
@@ -80,8 +99,8 @@ impl Decoder for OpenAiDecoder {
         Ok(())
     }
 
-    fn went_on(&self) -> bool {
-        self.went_on
+    fn deviations(&self) -> Deviations {
+        self.odd
     }
 }
 
@@ -97,148 +116,170 @@ impl OpenAiDecoder {
     /// Collects the members that are not of this dialect; the calls have been read by then.
     fn collect_opaque(&mut self, event: &str) -> Result<(), ProviderError> {
         let calls = &self.calls;
-        self.opaque.read(event, |index, id| {
-            let by_id = id.and_then(|id| calls.iter().rposition(|call| call.id.as_deref() == Some(id)));
-            let by_index = || {
-                let index = index?;
-                calls.iter().rposition(|call| call.index.map(u64::from) == Some(index))
-            };
-            by_id.or_else(by_index).or_else(|| calls.len().checked_sub(1))
-        })
+        self.opaque.read(event, |index, id| calls.locate(index, id))
     }
 
     fn completion(&mut self, completion: Completion<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let choices = list(completion.choices, &mut self.odd);
         if let Some(error) = completion.error {
-            return Err(reported(&serde_json::from_str(error.get()).unwrap_or(Value::Null)));
+            let error = serde_json::from_str(error.get()).unwrap_or(Value::Null);
+            if choices.is_empty() || !says_nothing(&error) {
+                return Err(reported(&error));
+            }
+            self.odd.add(Tolerated::FieldType);
+        }
+        // We ask for one choice; of a server that sends several, the first is the answer.
+        for (choice, place) in choices.into_iter().zip(0..) {
+            if self.index(choice.index).unwrap_or(place) == 0 {
+                self.choice(choice, out)?;
+            }
         }
         if let Some(usage) = completion.usage {
             self.read_usage(usage.get());
         }
-        // We ask for one choice; of a server that sends several, the first is the answer.
-        for choice in completion.choices.into_iter().flatten().filter(|c| c.index == 0) {
-            if self.finish.is_some() {
-                // A second finish, or words after the first, are not the answer's.
-                self.went_on |= choice.finish_reason.is_some_and(|reason| !reason.is_empty())
-                    || choice
-                        .delta
-                        .and_then(|delta| delta.content)
-                        .is_some_and(|text| !text.is_empty());
+        Ok(())
+    }
+
+    fn index(&mut self, index: Option<LooseInt>) -> Option<u64> {
+        int(index, &mut self.odd)
+    }
+
+    fn choice(&mut self, choice: Choice<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        if let Some(usage) = choice.usage {
+            self.odd.add_if(usage.get() != "null", Tolerated::UsageForm);
+            self.read_usage(usage.get());
+        }
+        let finish = word_in(choice.finish_reason, &mut self.odd);
+        let delta = object(choice.delta, &mut self.odd);
+        if self.finish.is_some() {
+            // A second finish, or words after the first, are not the answer's.
+            let mut late = Vec::new();
+            if let Some(delta) = delta {
+                say(delta.content, Speech::Answer, &mut self.odd, &mut late);
+                let calls = list(delta.tool_calls, &mut self.odd);
+                self.odd.add_if(!calls.is_empty(), Tolerated::Late);
+            }
+            self.odd.add_if(finish.is_some() || !late.is_empty(), Tolerated::Late);
+            return Ok(());
+        }
+        let (has_delta, from) = (delta.is_some(), out.len());
+        if let Some(delta) = delta {
+            self.delta(delta, out)?;
+        }
+        match object(choice.message, &mut self.odd) {
+            Some(message) => self.message(message, out)?,
+            None if !has_delta => say(choice.text, Speech::Answer, &mut self.odd, out),
+            None => {}
+        }
+        self.spoke |= out[from..].iter().any(|chunk| matches!(chunk, Chunk::Text(_)));
+        self.finish = finish;
+        Ok(())
+    }
+
+    fn delta(&mut self, mut delta: Delta<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let from = out.len();
+        self.words(&mut delta, out);
+        for chunk in &out[from..] {
+            self.by_delta.text |= matches!(chunk, Chunk::Text(_));
+            self.by_delta.thinking |= matches!(chunk, Chunk::Reasoning(_));
+        }
+        for call in self.called(delta) {
+            self.by_delta.calls = true;
+            self.calls.take(call, &mut self.odd, out)?;
+        }
+        Ok(())
+    }
+
+    /// A message, whole. Of each kind of content it counts only where deltas had none.
+    fn message(&mut self, mut message: Delta<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let mut words = Vec::new();
+        self.words(&mut message, &mut words);
+        let (mut text, mut thinking) = (String::new(), String::new());
+        for chunk in words {
+            match chunk {
+                Chunk::Text(more) => text.push_str(&more),
+                Chunk::Reasoning(more) => thinking.push_str(&more),
+                _ => {}
+            }
+        }
+        if let Some(news) = self.thinking.take(&thinking, self.by_delta.thinking, &mut self.odd)? {
+            out.push(Chunk::Reasoning(news.to_owned()));
+        }
+        if let Some(news) = self.text.take(&text, self.by_delta.text, &mut self.odd)? {
+            out.push(Chunk::Text(news.to_owned()));
+        }
+        for (mut call, place) in self.called(message).into_iter().zip(0..) {
+            if self.by_delta.calls {
+                self.odd.add(Tolerated::Repeated);
                 continue;
             }
-            if let Some(delta) = choice.delta {
-                self.delta(delta, out)?;
-            }
-            self.finish = choice.finish_reason.filter(|r| !r.is_empty()).map(Cow::into_owned);
+            call.index.get_or_insert(LooseInt::from(place));
+            self.calls.take_all(call, &mut self.odd, out)?;
         }
         Ok(())
     }
 
-    fn delta(&mut self, delta: Delta<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        let mut say = |text: Option<Cow<'_, str>>, chunk: fn(String) -> Chunk| {
-            if let Some(text) = text.filter(|t| !t.is_empty()) {
-                out.push(chunk(text.into_owned()));
-            }
-        };
-        say(
-            delta.reasoning_content.filter(|t| !t.is_empty()).or(delta.reasoning),
-            Chunk::Reasoning,
-        );
-        say(delta.content, Chunk::Text);
-        say(delta.refusal, Chunk::Text);
-        for call in delta.tool_calls.into_iter().flatten() {
-            self.tool_call(call, out)?;
+    /// The words of a delta or a message.
+    fn words(&mut self, delta: &mut Delta<'_>, out: &mut Vec<Chunk>) {
+        let from = out.len();
+        say(delta.reasoning_content.take(), Speech::Thinking, &mut self.odd, out);
+        if out.len() == from {
+            say(delta.reasoning.take(), Speech::Thinking, &mut self.odd, out);
         }
+        say(delta.content.take(), Speech::Answer, &mut self.odd, out);
+        say(delta.refusal.take(), Speech::Answer, &mut self.odd, out);
+    }
+
+    /// The calls of a delta or a message, in either form.
+    fn called<'a>(&mut self, delta: Delta<'a>) -> Vec<ToolCallDelta<'a>> {
+        let mut calls = list(delta.tool_calls, &mut self.odd);
         if let Some(function) = delta.function_call {
-            self.tool_call(
-                ToolCallDelta {
-                    index: Some(0),
-                    id: None,
-                    function: Some(function),
-                },
-                out,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Which call a delta belongs to: the one with its index, unless it names another id; without an index the one with
-    /// its id, or the last. What is new must have a name to begin with.
-    fn tool_call(&mut self, delta: ToolCallDelta<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        let Function { name, arguments } = delta.function.unwrap_or(Function {
-            name: None,
-            arguments: None,
-        });
-        let id = delta.id.filter(|id| !id.is_empty());
-        let name = name.filter(|name| !name.is_empty());
-        let known = match (delta.index, &id) {
-            (Some(_), _) => self.calls.iter().rposition(|c| c.index == delta.index),
-            (None, Some(id)) => self.calls.iter().rposition(|c| c.id.as_deref() == Some(id)),
-            (None, None) => self.calls.len().checked_sub(1),
-        };
-        let other = |at: usize| match (&self.calls[at].id, &id) {
-            (Some(known), Some(id)) => known != id.as_ref() && name.is_some(),
-            // Without ids, a second name without an index is a second call.
-            _ => delta.index.is_none() && name.is_some(),
-        };
-        let index = match known.filter(|at| !other(*at)) {
-            Some(at) => at,
-            None => {
-                let Some(name) = name else { return Ok(()) };
-                let index = self.calls.len();
-                room_beside(index)?;
-                self.calls.push(Call {
-                    index: delta.index,
-                    id: id.as_deref().map(str::to_owned),
-                });
-                let id = id.map_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()), Cow::into_owned);
-                out.push(Chunk::ToolCallStart {
-                    index,
-                    id,
-                    name: name.into_owned(),
-                });
-                index
-            }
-        };
-        if let Some(arguments) = arguments.filter(|a| !a.is_empty()) {
-            out.push(Chunk::ToolCallDelta {
-                index,
-                arguments: arguments.into_owned(),
+            calls.push(ToolCallDelta {
+                index: Some(LooseInt::from(0)),
+                function: Some(function),
+                ..ToolCallDelta::default()
             });
         }
-        Ok(())
+        calls
     }
 
-    /// The last usage that has numbers wins; numbers that are none (negative, beyond 2^53) are unknown.
+    /// The last usage that has numbers wins.
     pub(in crate::provider) fn read_usage(&mut self, raw: &str) {
-        let Ok(raw) = serde_json::from_str::<Value>(raw) else {
-            return;
-        };
-        let number = |pointer: &str| raw.pointer(pointer).and_then(Value::as_u64).filter(|n| *n < 1 << 53);
-        let (input_tokens, output_tokens) = (number("/prompt_tokens"), number("/completion_tokens"));
-        if input_tokens.is_none() && output_tokens.is_none() {
-            return;
+        let raw = serde_json::from_str(raw).unwrap_or(Value::Null);
+        if let Some(usage) = read_usage(raw, &mut self.odd) {
+            self.usage = usage;
         }
-        self.usage = Usage {
-            input_tokens,
-            output_tokens,
-            cached_input_tokens: number("/prompt_tokens_details/cached_tokens"),
-            reasoning_tokens: number("/completion_tokens_details/reasoning_tokens"),
-            estimated: false,
-            raw: Some(raw),
-        };
+    }
+}
+
+/// Whether an error is none: some servers send an empty one with each chunk.
+fn says_nothing(error: &Value) -> bool {
+    match error {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(code) => code.as_u64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(all) => all.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) => false,
     }
 }
 
 /// A stream was asked for, and a whole answer came.
-pub(super) fn whole(mut decoder: OpenAiDecoder, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(
+    mut decoder: OpenAiDecoder,
+    body: &[u8],
+    odd: &mut Deviations,
+) -> Result<Vec<Chunk>, ProviderError> {
     let text = std::str::from_utf8(body).map_err(|e| ProviderError::new(Kind::Protocol, e.to_string()))?;
     let completion = parse(text)?;
     let mut out = Vec::new();
     decoder.completion(completion, &mut out)?;
     decoder.collect_opaque(text)?;
-    decoder
-        .end(&mut out)
-        .map_err(|_| ProviderError::new(Kind::Protocol, "JSON that is not an answer"))?;
+    decoder.end(&mut out).map_err(|error| match error.kind {
+        Kind::Truncated => ProviderError::new(Kind::Protocol, "JSON that is not an answer"),
+        _ => error,
+    })?;
+    *odd = decoder.deviations();
     Ok(out)
 }
 

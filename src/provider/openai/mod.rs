@@ -10,22 +10,29 @@ use reqwest::header::HeaderMap;
 
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
+    deviations::Deviations,
     dialect::{Call, Decoder, Dialect, is_of_object},
     upstream::{Credentials, HttpProvider},
 };
 use crate::chat::{ChatRequest, Chunk, ResponseFormat};
 
+mod calls;
 mod decode;
 mod encode;
 mod opaque;
 pub(in crate::provider) mod server;
+mod snapshot;
 #[cfg(test)]
 mod strict_tests;
+#[cfg(test)]
+mod tolerance;
+mod usage;
 mod wire;
 
 pub(in crate::provider) use decode::{OpenAiDecoder, reported};
 pub use server::MaxTokensField;
 use server::Server;
+pub(in crate::provider) use usage::read_usage;
 
 /// The dialect, as one provider speaks it.
 #[derive(Clone, Debug, Default)]
@@ -86,8 +93,8 @@ impl Dialect for OpenAi {
         Box::new(self.own_decoder())
     }
 
-    fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        decode::whole(self.own_decoder(), body)
+    fn whole(&self, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
+        decode::whole(self.own_decoder(), body, odd)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {

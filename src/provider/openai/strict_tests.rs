@@ -8,7 +8,7 @@ use crate::{
         Again, Carry, ChatRequest, Image, Message, ResponseFormat, Settings, ToolCall, ToolChoice, fold::Round,
         fold::words,
     },
-    provider::dialect::Dialect as _,
+    provider::{deviations::Deviations, dialect::Dialect as _},
 };
 
 fn request(messages: Vec<Message>) -> ChatRequest {
@@ -226,7 +226,9 @@ fn a_whole_message_after_its_pieces_adds_nothing() {
     let carried = collector.finish(false).unwrap();
     assert_eq!(carried.data["message"], json!({"extra_content": {"a": {"s": "S"}}}));
     let whole = json!({"choices": [{"message": {"content": "Hi", "x": ["y"]}, "finish_reason": "stop"}]});
-    let chunks = dialect.whole(whole.to_string().as_bytes()).unwrap();
+    let chunks = dialect
+        .whole(whole.to_string().as_bytes(), &mut Deviations::default())
+        .unwrap();
     let data = json!({"provider": "p", "message": {"x": ["y"]}});
     let carry = Carry {
         dialect: "openai".into(),

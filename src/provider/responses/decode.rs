@@ -8,17 +8,23 @@ use std::sync::Arc;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    items::{Items, Piece, Thought},
+    items::{About, Items, Piece, Thought},
     reported::{is_code, reported},
-    wire::{Event, Response},
+    wire::{Created, Event, Response},
 };
 use crate::{
     chat::{Chunk, FinishKind, FinishReason, Usage},
+    meters::Tolerated,
     provider::{
         ProviderError,
+        content::Speech,
+        deviations::Deviations,
         dialect::{Decoder, Progress, parse_event as parse},
         error::Kind,
+        finish::cut_by,
         frame::Frame,
+        loose::{self, LooseText, int, list, name, object},
+        openai::read_usage,
     },
 };
 
@@ -26,8 +32,11 @@ use crate::{
 pub(super) struct ResponsesDecoder {
     provider: Arc<str>,
     items: Items,
+    /// The id of the response; an empty one where it came without.
+    id: Option<String>,
     finish: Option<FinishReason>,
     usage: Usage,
+    odd: Deviations,
 }
 
 impl Decoder for ResponsesDecoder {
@@ -38,35 +47,55 @@ impl Decoder for ResponsesDecoder {
         let event: Event<'_> = parse(frame.data)?;
         let named = String::from_utf8_lossy(frame.event);
         let kind = event.kind.as_deref().unwrap_or(&named);
-        let part = event.content_index.unwrap_or(0);
-        let summary = Thought::Summary(event.summary_index.unwrap_or(0));
+        let odd = &mut self.odd;
+        let part = int(event.content_index, odd).unwrap_or(0);
+        let summary = Thought::Summary(int(event.summary_index, odd).unwrap_or(0));
+        let about = About {
+            at: int(event.output_index, odd),
+            id: event.item_id.as_ref().and_then(LooseText::as_str),
+        };
         let items = &mut self.items;
+        let mut words = |field, speech| loose::words(field, speech, odd);
+        let (answer, thinking) = (Speech::Answer, Speech::Thinking);
         match kind {
-            "response.output_item.added" => items.begin(&event, out)?,
+            "response.created" => self.begin(event.response)?,
+            "response.output_item.added" => {
+                if let Some(item) = event.item {
+                    items.begin(about.at, item, out)?;
+                }
+            }
             "response.output_item.done" => {
                 if let Some(item) = event.item {
-                    items.whole(event.output_index, item, out)?;
+                    items.whole(about.at, item, out)?;
                 }
             }
             "response.output_text.delta" | "response.refusal.delta" => {
-                items.say(&event, part, Piece::Next(words(event.delta)?), out)?;
+                items.say(about, part, Piece::Next(words(event.delta, answer)?), out)?;
             }
-            "response.output_text.done" => items.say(&event, part, Piece::All(words(event.text)?), out)?,
-            "response.refusal.done" => items.say(&event, part, Piece::All(words(event.refusal)?), out)?,
+            "response.output_text.done" => items.say(about, part, Piece::All(words(event.text, answer)?), out)?,
+            "response.refusal.done" => items.say(about, part, Piece::All(words(event.refusal, answer)?), out)?,
             "response.reasoning_summary_text.delta" => {
-                items.think(&event, summary, Piece::Next(words(event.delta)?), out)?;
+                items.think(about, summary, Piece::Next(words(event.delta, thinking)?), out)?;
             }
             "response.reasoning_summary_text.done" => {
-                items.think(&event, summary, Piece::All(words(event.text)?), out)?;
+                items.think(about, summary, Piece::All(words(event.text, thinking)?), out)?;
             }
             "response.reasoning_text.delta" => {
-                items.think(&event, Thought::Text(part), Piece::Next(words(event.delta)?), out)?;
+                let piece = Piece::Next(words(event.delta, thinking)?);
+                items.think(about, Thought::Text(part), piece, out)?;
             }
             "response.reasoning_text.done" => {
-                items.think(&event, Thought::Text(part), Piece::All(words(event.text)?), out)?;
+                let piece = Piece::All(words(event.text, thinking)?);
+                items.think(about, Thought::Text(part), piece, out)?;
             }
-            "response.function_call_arguments.delta" => items.argue(&event, Piece::Next(words(event.delta)?), out),
-            "response.function_call_arguments.done" => items.argue(&event, Piece::All(words(event.arguments)?), out),
+            "response.function_call_arguments.delta" => {
+                let piece = loose::arguments(event.delta, true, odd)?;
+                items.argue(about, Piece::Next(piece.unwrap_or_default()), out);
+            }
+            "response.function_call_arguments.done" => {
+                let all = loose::arguments(event.arguments, true, odd)?;
+                items.argue(about, Piece::All(all.unwrap_or_default()), out);
+            }
             "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled" => {
                 let response = match event.response {
                     Some(raw) => parse(raw.get())?,
@@ -95,12 +124,19 @@ impl Decoder for ResponsesDecoder {
             ));
         };
         let items = std::mem::take(&mut self.items);
+        self.items.odd = items.odd;
         out.extend(items.carry(&self.provider).map(Chunk::Carry));
         out.push(Chunk::Finish {
             reason,
             usage: std::mem::take(&mut self.usage),
         });
         Ok(())
+    }
+
+    fn deviations(&self) -> Deviations {
+        let mut all = self.odd;
+        self.items.odd.iter().for_each(|what| all.add(what));
+        all
     }
 }
 
@@ -109,9 +145,26 @@ impl ResponsesDecoder {
         Self {
             provider,
             items: Items::default(),
+            id: None,
             finish: None,
             usage: Usage::default(),
+            odd: Deviations::default(),
         }
+    }
+
+    /// A response begins. Before its content it may be begun again, by a proxy that asks again; after that it would be
+    /// another response, whose words and calls are not to be mixed with these.
+    fn begin(&mut self, response: Option<&RawValue>) -> Result<(), ProviderError> {
+        let created: Option<Created<'_>> = response.map(|raw| parse(raw.get())).transpose()?;
+        let id = name(created.and_then(|created| created.id), &mut self.odd).unwrap_or_default();
+        if let Some(known) = &self.id {
+            if !self.items.is_empty() && (id.is_empty() || *known != id) {
+                return Err(ProviderError::new(Kind::Protocol, "a second response.created"));
+            }
+            self.odd.add(Tolerated::Repeated);
+        }
+        self.id = Some(id.into_owned());
+        Ok(())
     }
 
     /// The last event.
@@ -119,8 +172,11 @@ impl ResponsesDecoder {
         if let Some(usage) = response.usage {
             self.read_usage(usage.get());
         }
-        let status = match response.status.as_deref() {
-            Some(status @ ("incomplete" | "failed" | "cancelled")) => status,
+        let status = response.status.as_ref().and_then(LooseText::as_str);
+        let status = match status.map(str::to_ascii_lowercase).as_deref() {
+            Some("incomplete") => "incomplete",
+            Some("failed") => "failed",
+            Some("cancelled") => "cancelled",
             _ => named,
         };
         let raw = match status {
@@ -132,7 +188,8 @@ impl ResponsesDecoder {
                 return Err(told.map_or_else(|| ProviderError::new(Kind::Reported, status), |error| reported(&error)));
             }
             "incomplete" => {
-                let reason = response.incomplete_details.and_then(|details| details.reason);
+                let details = object(response.incomplete_details, &mut self.odd);
+                let reason = name(details.and_then(|details| details.reason), &mut self.odd);
                 format!(
                     "incomplete:{}",
                     reason.filter(|reason| is_code(reason)).unwrap_or_default()
@@ -140,48 +197,42 @@ impl ResponsesDecoder {
             }
             status => status.to_owned(),
         };
-        let calls = self.items.settle(response.output.unwrap_or_default(), out)?;
-        let kind = match raw.as_str() {
-            "completed" if calls > 0 => FinishKind::ToolCalls, // they have no word for it
-            "completed" => FinishKind::Stop,
-            "incomplete:max_output_tokens" | "incomplete:max_tokens" => FinishKind::Length,
-            "incomplete:content_filter" => FinishKind::ContentFilter,
+        let output = list(response.output, &mut self.odd);
+        let calls = self.items.settle(output, out)?;
+        let cut = raw.strip_prefix("incomplete:").map(cut_by);
+        let kind = match (raw.as_str(), cut) {
+            ("completed", _) if calls > 0 => FinishKind::ToolCalls, // they have no word for it
+            ("completed", _) => FinishKind::Stop,
+            (_, Some(Some(kind))) => kind,
             _ => return Err(ProviderError::new(Kind::Reported, raw)),
         };
+        if kind == FinishKind::ToolCalls {
+            self.items.check_calls()?;
+        }
         self.finish = Some(FinishReason { kind, raw: Some(raw) });
         Ok(())
     }
 
-    /// Numbers that are none (negative, beyond 2^53) are unknown.
     fn read_usage(&mut self, raw: &str) {
-        let raw = value(raw);
-        let number = |pointer: &str| raw.pointer(pointer).and_then(Value::as_u64).filter(|n| *n < 1 << 53);
-        let (input_tokens, output_tokens) = (number("/input_tokens"), number("/output_tokens"));
-        if input_tokens.is_none() && output_tokens.is_none() {
-            return;
+        if let Some(usage) = read_usage(value(raw), &mut self.odd) {
+            self.usage = usage;
         }
-        self.usage = Usage {
-            input_tokens,
-            output_tokens,
-            cached_input_tokens: number("/input_tokens_details/cached_tokens"),
-            reasoning_tokens: number("/output_tokens_details/reasoning_tokens"),
-            estimated: false,
-            raw: Some(raw),
-        };
     }
 }
 
 /// A stream was asked for, and a whole answer came.
-pub(super) fn whole(provider: Arc<str>, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
+pub(super) fn whole(provider: Arc<str>, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
     let text = std::str::from_utf8(body).map_err(|_| ProviderError::new(Kind::Protocol, "JSON that is not UTF-8"))?;
     let response: Response<'_> = parse(text)?;
-    let status = response.status.as_deref().map(str::to_owned);
+    let status = response.status.as_ref().and_then(LooseText::as_str);
+    let status = status.map(str::to_ascii_lowercase);
     match status.as_deref() {
         Some(status @ ("completed" | "incomplete" | "failed" | "cancelled")) => {
             let mut out = Vec::new();
             let mut decoder = ResponsesDecoder::new(provider);
             decoder.finish(status, response, &mut out)?;
             decoder.end(&mut out)?;
+            *odd = decoder.deviations();
             Ok(out)
         }
         _ => {
@@ -193,12 +244,6 @@ pub(super) fn whole(provider: Arc<str>, body: &[u8]) -> Result<Vec<Chunk>, Provi
             }
         }
     }
-}
-
-/// A string; nothing, where there is none.
-fn words(raw: Option<&RawValue>) -> Result<String, ProviderError> {
-    let text: Option<String> = raw.map_or(Ok(None), |raw| parse(raw.get()))?;
-    Ok(text.unwrap_or_default())
 }
 
 pub(super) fn value(text: &str) -> Value {

@@ -10,14 +10,19 @@ use serde_json::{Value, value::RawValue};
 use super::{
     NAME,
     decode::value,
-    wire::{CallItem, Event, ItemKind, Layout, MessageItem, Part, Place, ReasoningItem},
+    wire::{CallItem, ItemKind, Layout, MessageItem, Place, ReasoningItem},
 };
 use crate::{
     chat::{Carry, Chunk},
+    meters::Tolerated,
     provider::{
         ProviderError,
+        content::Speech,
+        deviations::Deviations,
         dialect::{parse_event as parse, room_beside},
         error::Kind,
+        loose::{LooseText, arguments, name, parts, words},
+        pieces::Arguments,
     },
 };
 
@@ -31,6 +36,15 @@ pub(super) struct Items {
     thought: Option<(usize, Thought)>,
     /// Bytes of what was kept to be handed back, each time that it was told.
     kept: usize,
+    /// The deviations in what items are made of.
+    pub(super) odd: Deviations,
+}
+
+/// The item that an event is about.
+#[derive(Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) at: Option<u64>,
+    pub(super) id: Option<&'a str>,
 }
 
 /// The most of that: an answer tells it twice, when it is done and when all is.
@@ -63,8 +77,8 @@ enum What {
         /// Which call; `None` until it has a name.
         index: Option<usize>,
         call_id: Option<String>,
-        /// Whether its arguments were told.
-        told: bool,
+        arguments: Arguments,
+        state: CallState,
     },
     Reasoning {
         told: Vec<Thought>,
@@ -73,6 +87,16 @@ enum What {
     },
     /// The provider's own: its searches and the like. Never a call of ours.
     Other,
+}
+
+/// How far a call is, by the provider's own signs.
+#[derive(Clone, Copy, PartialEq)]
+enum CallState {
+    Open,
+    /// Its arguments are done, or the item is.
+    Complete,
+    /// Its item ended incomplete, or its arguments contradict each other.
+    Broken,
 }
 
 /// A part of a reasoning item: of its summary, or of the thinking itself.
@@ -84,81 +108,59 @@ pub(super) enum Thought {
 
 impl Items {
     /// An item begins. A call is told as soon as it has a name.
-    pub(super) fn begin(&mut self, event: &Event<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
-        let Some(raw) = event.item else { return Ok(()) };
+    pub(super) fn begin(&mut self, at: Option<u64>, raw: &RawValue, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let ItemKind { kind, id } = parse(raw.get())?;
+        let id = id.as_ref().and_then(LooseText::as_str);
         match kind.as_deref() {
             Some("message") => {
-                self.message(event.output_index, id.as_deref())?;
+                self.message(at, id)?;
             }
             Some("reasoning") => {
-                self.reasoning(event.output_index, id.as_deref())?;
+                self.reasoning(at, id)?;
             }
-            Some("function_call") => {
-                let call: CallItem<'_> = parse(raw.get())?;
-                let item = self.call(event.output_index, id.as_deref(), call.call_id.as_deref())?;
-                self.start(item, &call, out);
+            Some("function_call" | "custom_tool_call") => {
+                self.start(at, id, parse(raw.get())?, out)?;
             }
-            Some("custom_tool_call") => {} // told when it is done
-            _ => self.add(event.output_index, id.as_deref(), What::Other)?,
+            _ => self.add(at, id, What::Other)?,
         }
         Ok(())
+    }
+
+    /// Whether no item has begun.
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
     }
 
     /// An item, whole: what of it was not told is told now.
     pub(super) fn whole(&mut self, at: Option<u64>, raw: &RawValue, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
         let ItemKind { kind, id } = parse(raw.get())?;
-        let id = id.as_deref();
+        let id = id.as_ref().and_then(LooseText::as_str);
         match kind.as_deref() {
             Some("message") => {
                 let message: MessageItem<'_> = parse(raw.get())?;
                 let item = self.message(at, id)?;
-                for (part, index) in message.content.into_iter().flatten().zip(0..) {
-                    self.tell_words(item, index, Piece::All(part.words()), out);
+                let told = parts(message.content, Speech::Answer, &mut self.odd)?;
+                for (part, index) in told.into_iter().zip(0..) {
+                    self.tell_words(item, index, Piece::All(part), out);
                 }
                 if let What::Message { phase, .. } = &mut self.list[item].what {
-                    *phase = message.phase.map(Cow::into_owned);
+                    *phase = name(message.phase, &mut self.odd).map(Cow::into_owned);
                 }
             }
-            Some("reasoning") => {
-                let ReasoningItem {
-                    summary,
-                    content,
-                    encrypted_content,
-                } = parse(raw.get())?;
-                // Without its content it is a name for what nobody has kept, and would be refused.
-                let useful = encrypted_content.is_some_and(|e| !e.is_empty())
-                    || content.as_ref().is_some_and(|content| !content.is_empty());
-                let item = self.reasoning(at, id)?;
-                // Some servers repeat as a summary what they told as thinking: once is enough.
-                if matches!(&self.list[item].what, What::Reasoning { told, .. } if told.is_empty()) {
-                    for (part, index) in summary.into_iter().flatten().zip(0..) {
-                        self.tell_thought(item, Thought::Summary(index), Piece::All(part.words()), out);
-                    }
-                    for (part, index) in content.into_iter().flatten().zip(0..) {
-                        self.tell_thought(item, Thought::Text(index), Piece::All(part.words()), out);
-                    }
-                }
-                if useful {
-                    self.keep(raw.get().len())?;
-                }
-                if let (true, What::Reasoning { whole, .. }) = (useful, &mut self.list[item].what) {
-                    *whole = Some(handed_back(value(raw.get())));
-                }
-            }
+            Some("reasoning") => self.whole_reasoning(at, id, raw, out)?,
             Some("function_call") => {
                 let call: CallItem<'_> = parse(raw.get())?;
-                let item = self.call(at, id, call.call_id.as_deref())?;
-                self.start(item, &call, out);
-                let arguments = call.arguments.map(Cow::into_owned).unwrap_or_default();
-                self.tell_arguments(item, Piece::All(arguments), out);
+                let (state, given) = (state_of(&call), call.arguments);
+                let item = self.start(at, id, call, out)?;
+                let given = arguments(given, true, &mut self.odd)?.unwrap_or_default();
+                self.tell_arguments(item, Piece::All(given), out);
+                self.settle_call(item, state);
             }
             Some("custom_tool_call") => {
                 let call: CallItem<'_> = parse(raw.get())?;
-                let item = self.call(at, id, call.call_id.as_deref())?;
-                self.start(item, &call, out);
+                let input = words(call.input, Speech::Answer, &mut self.odd)?;
+                let item = self.start(at, id, call, out)?;
                 // We never offer such a tool. Its input is free text, and must not pass for arguments even by chance.
-                let input = call.input.map(Cow::into_owned).unwrap_or_default();
                 let harmless = serde_json::from_str::<Value>(&input).is_err() && !input.trim().is_empty();
                 let input = if harmless {
                     input
@@ -166,6 +168,7 @@ impl Items {
                     Value::String(input).to_string()
                 };
                 self.tell_arguments(item, Piece::All(input), out);
+                self.settle_call(item, CallState::Complete);
             }
             _ if self.find(at, id, |what| matches!(what, What::Other)).is_none() => self.add(at, id, What::Other)?,
             _ => {}
@@ -173,15 +176,52 @@ impl Items {
         Ok(())
     }
 
+    /// A reasoning item, whole.
+    fn whole_reasoning(
+        &mut self,
+        at: Option<u64>,
+        id: Option<&str>,
+        raw: &RawValue,
+        out: &mut Vec<Chunk>,
+    ) -> Result<(), ProviderError> {
+        let ReasoningItem {
+            summary,
+            content,
+            encrypted_content,
+        } = parse(raw.get())?;
+        let summary = parts(summary, Speech::Thinking, &mut self.odd)?;
+        let content = parts(content, Speech::Thinking, &mut self.odd)?;
+        // Without its content it is a name for what nobody has kept, and would be refused.
+        let sealed = encrypted_content.as_ref().and_then(LooseText::as_str);
+        let useful = sealed.is_some_and(|sealed| !sealed.is_empty()) || !content.is_empty();
+        let item = self.reasoning(at, id)?;
+        // Some servers repeat as a summary what they told as thinking: once is enough.
+        if matches!(&self.list[item].what, What::Reasoning { told, .. } if told.is_empty()) {
+            for (part, index) in summary.into_iter().zip(0..) {
+                self.tell_thought(item, Thought::Summary(index), Piece::All(part), out);
+            }
+            for (part, index) in content.into_iter().zip(0..) {
+                self.tell_thought(item, Thought::Text(index), Piece::All(part), out);
+            }
+        }
+        if useful {
+            self.keep(raw.get().len())?;
+        }
+        if let (true, What::Reasoning { whole, .. }) = (useful, &mut self.list[item].what) {
+            *whole = Some(handed_back(value(raw.get())));
+        }
+        Ok(())
+    }
+
     /// More of a message.
     pub(super) fn say(
         &mut self,
-        event: &Event<'_>,
+        about: About<'_>,
         part: u64,
         piece: Piece,
         out: &mut Vec<Chunk>,
     ) -> Result<(), ProviderError> {
-        let item = self.message(event.output_index, event.item_id.as_deref())?;
+        let item = self.message(about.at, about.id)?;
         self.tell_words(item, part, piece, out);
         Ok(())
     }
@@ -189,21 +229,47 @@ impl Items {
     /// More of the thinking.
     pub(super) fn think(
         &mut self,
-        event: &Event<'_>,
+        about: About<'_>,
         part: Thought,
         piece: Piece,
         out: &mut Vec<Chunk>,
     ) -> Result<(), ProviderError> {
-        let item = self.reasoning(event.output_index, event.item_id.as_deref())?;
+        let item = self.reasoning(about.at, about.id)?;
         self.tell_thought(item, part, piece, out);
         Ok(())
     }
 
     /// More of a call's arguments. Those of a call that we have not heard of come again with its item.
-    pub(super) fn argue(&mut self, event: &Event<'_>, piece: Piece, out: &mut Vec<Chunk>) {
+    pub(super) fn argue(&mut self, about: About<'_>, piece: Piece, out: &mut Vec<Chunk>) {
         let is_call = |what: &What| matches!(what, What::Call { index: Some(_), .. });
-        if let Some(item) = self.find(event.output_index, event.item_id.as_deref(), is_call) {
+        if let Some(item) = self.find(about.at, about.id, is_call) {
+            let is_all = matches!(piece, Piece::All(_));
             self.tell_arguments(item, piece, out);
+            if is_all {
+                self.settle_call(item, CallState::Complete);
+            }
+        }
+    }
+
+    /// Notes how a call ended. What is broken stays so.
+    fn settle_call(&mut self, item: usize, ended: CallState) {
+        if let What::Call { state, .. } = &mut self.list[item].what
+            && *state != CallState::Broken
+            && ended != CallState::Open
+        {
+            *state = ended;
+        }
+    }
+
+    /// Checks that each call was completed by the provider's own sign.
+    ///
+    /// # Errors
+    /// A call that was not.
+    pub(super) fn check_calls(&self) -> Result<(), ProviderError> {
+        let is_cut = |what: &What| matches!(what, What::Call { state, .. } if *state != CallState::Complete);
+        match self.list.iter().any(|item| is_cut(&item.what)) {
+            false => Ok(()),
+            true => Err(ProviderError::new(Kind::Truncated, "a call that was not completed")),
         }
     }
 
@@ -219,18 +285,7 @@ impl Items {
                 Some("message") if said => {}
                 Some("reasoning") if thought => {}
                 Some("custom_tool_call") if asked => {}
-                Some("function_call") if asked => {
-                    let CallItem { call_id, arguments, .. } = parse(raw.get())?;
-                    let call_id = call_id.as_deref();
-                    let known = self.find(
-                        None,
-                        None,
-                        |what| matches!(what, What::Call { call_id: Some(id), .. } if Some(id.as_str()) == call_id),
-                    );
-                    if let (Some(item), Some(arguments)) = (known, arguments) {
-                        self.tell_arguments(item, Piece::All(arguments.into_owned()), out);
-                    }
-                }
+                Some("function_call") if asked => self.settle_known(parse(raw.get())?, out)?,
                 _ => self.whole(Some(at), raw, out)?,
             }
         }
@@ -324,54 +379,93 @@ impl Items {
         Ok(self.list.len() - 1)
     }
 
-    /// A call: another id at the same place is another call.
-    fn call(&mut self, at: Option<u64>, id: Option<&str>, call_id: Option<&str>) -> Result<usize, ProviderError> {
-        let same = |known: &Option<String>| known.is_none() || call_id.is_none() || known.as_deref() == call_id;
+    /// A call as the response has it, whole, of a stream that has told calls.
+    fn settle_known(&mut self, call: CallItem<'_>, out: &mut Vec<Chunk>) -> Result<(), ProviderError> {
+        let (state, call_id) = (state_of(&call), name(call.call_id, &mut self.odd));
+        let is_it = |what: &What| matches!(what, What::Call { call_id: Some(id), .. } if Some(id.as_str()) == call_id.as_deref());
+        if let Some(item) = self.find(None, None, is_it) {
+            let given = arguments(call.arguments, true, &mut self.odd)?.unwrap_or_default();
+            self.tell_arguments(item, Piece::All(given), out);
+            self.settle_call(item, state);
+        }
+        Ok(())
+    }
+
+    /// A call, told that it begins once it has a name. Another id at the same place is another call.
+    fn start(
+        &mut self,
+        at: Option<u64>,
+        id: Option<&str>,
+        call: CallItem<'_>,
+        out: &mut Vec<Chunk>,
+    ) -> Result<usize, ProviderError> {
+        let called = name(call.name, &mut self.odd);
+        let given = name(call.call_id, &mut self.odd).map(Cow::into_owned);
+        let same = |known: &Option<String>| known.is_none() || given.is_none() || *known == given;
         let known = self.find(
             at,
             id,
             |what| matches!(what, What::Call { call_id, .. } if same(call_id)),
         );
-        if let Some(known) = known {
-            return Ok(known);
+        let item = match known {
+            Some(known) => known,
+            None => {
+                let what = What::Call {
+                    index: None,
+                    call_id: given.clone(),
+                    arguments: Arguments::default(),
+                    state: CallState::Open,
+                };
+                self.add(at, id, what)?;
+                self.list.len() - 1
+            }
+        };
+        if let (What::Call { index, call_id, .. }, Some(called)) = (&mut self.list[item].what, called)
+            && index.is_none()
+        {
+            let id = given.unwrap_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()));
+            *index = Some(self.calls);
+            *call_id = Some(id.clone());
+            out.push(Chunk::ToolCallStart {
+                index: self.calls,
+                id,
+                name: called.into_owned(),
+            });
+            self.calls += 1;
         }
-        let call_id = call_id.map(str::to_owned);
-        let (index, told) = (None, false);
-        self.add(at, id, What::Call { index, call_id, told })?;
-        Ok(self.list.len() - 1)
+        Ok(item)
     }
 
-    /// Tells that a call begins, once.
-    fn start(&mut self, item: usize, call: &CallItem<'_>, out: &mut Vec<Chunk>) {
-        let What::Call { index, call_id, .. } = &mut self.list[item].what else {
-            return;
-        };
-        let Some(name) = call.name.as_deref().filter(|name| !name.is_empty() && index.is_none()) else {
-            return;
-        };
-        let id = call.call_id.as_deref().filter(|id| !id.is_empty()).map(str::to_owned);
-        let id = id.unwrap_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple()));
-        *index = Some(self.calls);
-        *call_id = Some(id.clone());
-        out.push(Chunk::ToolCallStart {
-            index: self.calls,
-            id,
-            name: name.to_owned(),
-        });
-        self.calls += 1;
-    }
-
+    /// Tells what of a call's arguments is new.
     fn tell_arguments(&mut self, item: usize, piece: Piece, out: &mut Vec<Chunk>) {
-        if let What::Call {
+        let What::Call {
             index: Some(index),
-            told,
+            arguments,
+            state,
             ..
         } = &mut self.list[item].what
-            && let Some(arguments) = piece.words(*told)
-        {
-            *told = true;
-            let index = *index;
-            out.push(Chunk::ToolCallDelta { index, arguments });
+        else {
+            return;
+        };
+        let news = match &piece {
+            Piece::Next(more) if arguments.take(more) => more,
+            Piece::Next(_) => {
+                self.odd.add(Tolerated::Repeated);
+                return;
+            }
+            Piece::All(all) => match arguments.take_all(all) {
+                Some(news) => news,
+                None => {
+                    *state = CallState::Broken;
+                    return;
+                }
+            },
+        };
+        if !news.is_empty() {
+            out.push(Chunk::ToolCallDelta {
+                index: *index,
+                arguments: news.to_owned(),
+            });
         }
     }
 
@@ -416,9 +510,12 @@ impl Piece {
     }
 }
 
-impl Part<'_> {
-    fn words(self) -> String {
-        self.text.or(self.refusal).map(Cow::into_owned).unwrap_or_default()
+/// What an item that is done says of its call.
+fn state_of(call: &CallItem<'_>) -> CallState {
+    match call.status.as_ref().and_then(LooseText::as_str) {
+        None | Some("completed") => CallState::Complete,
+        Some("in_progress") => CallState::Open,
+        Some(_) => CallState::Broken,
     }
 }
 

@@ -10,6 +10,7 @@ use reqwest::header::HeaderMap;
 
 use super::{
     Provider, ProviderError, ProviderSettings, Unsupported,
+    deviations::Deviations,
     dialect::{Call, Decoder, Dialect},
     upstream::{Credentials, HttpProvider},
 };
@@ -63,8 +64,8 @@ impl Dialect for Responses {
         Box::new(decode::ResponsesDecoder::new(self.provider.clone()))
     }
 
-    fn whole(&self, body: &[u8]) -> Result<Vec<Chunk>, ProviderError> {
-        decode::whole(self.provider.clone(), body)
+    fn whole(&self, body: &[u8], odd: &mut Deviations) -> Result<Vec<Chunk>, ProviderError> {
+        decode::whole(self.provider.clone(), body, odd)
     }
 
     fn refusal(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> ProviderError {

@@ -11,6 +11,7 @@ use crate::{
     provider::{
         ProviderError,
         decoding::Decoding,
+        deviations::Deviations,
         dialect::{Dialect, Progress},
         error::Kind,
     },
@@ -61,6 +62,10 @@ fn hi() -> Value {
 
 fn completed() -> Value {
     json!({"type": "response.completed", "response": {"status": "completed", "output": []}})
+}
+
+fn arguments_done(at: u64, arguments: &str) -> Value {
+    json!({"type": "response.function_call_arguments.done", "output_index": at, "arguments": arguments})
 }
 
 fn call(id: &str, name: &str, arguments: &str) -> Value {
@@ -239,9 +244,10 @@ fn arguments_are_told_once_wherever_they_stand() {
 fn calls_that_share_a_place_are_told_apart() {
     let chunks = decode(&[
         added(0, call("a", "f", "")),
-        delta("function_call_arguments", 0, "{}"),
+        arguments_done(0, "{}"),
         added(0, call("b", "f", "")),
         delta("function_call_arguments", 0, "{\"x\":1}"),
+        arguments_done(0, "{ \"x\": 1 }"),
         completed(),
     ]);
     assert_eq!(calls(&chunks), [asked("a", "f", "{}"), asked("b", "f", "{\"x\":1}")]);
@@ -469,10 +475,6 @@ fn what_is_not_an_event_breaks_the_answer() {
         let end = decoding.push(format!("data: {wrong}\n\n").as_bytes(), &mut Vec::new());
         assert_eq!(end.unwrap_err().kind, Kind::Protocol, "{wrong}");
     }
-    assert_eq!(
-        error(&[json!({"type": "response.output_text.delta", "delta": {}})]).kind,
-        Kind::Protocol
-    );
     // The type may stand in the frame alone.
     let mut decoding = Decoding::new(&Responses::of("here"), 1 << 20);
     let mut out = Vec::new();
@@ -505,7 +507,7 @@ fn numbers_are_the_provider_s_or_unknown() {
 
 #[test]
 fn an_answer_may_come_whole() {
-    let whole = |body: Value| Responses::of("here").whole(body.to_string().as_bytes());
+    let whole = |body: Value| Responses::of("here").whole(body.to_string().as_bytes(), &mut Deviations::default());
     let message = json!({"type": "message", "content": [{"type": "output_text", "text": "Hi"}]});
     let chunks = whole(json!({
         "object": "response", "status": "completed", "error": null, "output": [thought("rs"), message],
@@ -540,4 +542,107 @@ fn what_is_handed_back_is_kept_up_to_a_limit() {
     let events: Vec<_> = (0..20).map(|at| done(at, item(&format!("rs_{at}")))).collect();
     assert_eq!(error(&events).kind, Kind::Limit);
     assert_ne!(error(&events[..9]).kind, Kind::Limit);
+}
+
+#[test]
+fn a_call_is_made_only_if_it_was_completed_and_the_round_ended_well() {
+    let with_status = |status: &str| {
+        let mut item = call("a", "f", "{\"x\":1}");
+        item["status"] = status.into();
+        item
+    };
+    let begun = || added(0, call("a", "f", ""));
+    let piece = || delta("function_call_arguments", 0, "{\"x\":1}");
+    let last = |item: Value| json!({"type": "response.completed", "response": {"output": [item]}});
+    for complete in [
+        vec![begun(), piece(), arguments_done(0, "{\"x\":1}"), completed()],
+        vec![begun(), piece(), done(0, with_status("completed")), completed()],
+        vec![begun(), piece(), last(with_status("completed"))],
+        vec![
+            begun(),
+            delta("function_call_arguments", 0, "{\"x\""),
+            arguments_done(0, "{\"x\":1}"),
+            completed(),
+        ],
+    ] {
+        assert_eq!(
+            calls(&decode(&complete)),
+            [asked("a", "f", "{\"x\":1}")],
+            "{complete:?}"
+        );
+    }
+    for cut in [
+        vec![begun(), piece(), completed()],
+        vec![begun(), completed()],
+        vec![begun(), piece(), done(0, with_status("incomplete")), completed()],
+        vec![begun(), piece(), done(0, with_status("in_progress")), completed()],
+        vec![
+            begun(),
+            piece(),
+            arguments_done(0, "{\"x\":1}"),
+            done(0, with_status("incomplete")),
+            completed(),
+        ],
+        vec![begun(), piece(), last(with_status("incomplete"))],
+        vec![last(with_status("incomplete"))],
+        vec![begun(), piece(), arguments_done(0, "{\"x\":2}"), completed()],
+        vec![
+            added(0, json!({"type": "custom_tool_call", "call_id": "a", "name": "f"})),
+            completed(),
+        ],
+    ] {
+        assert_eq!(error(&cut).kind, Kind::Truncated, "{cut:?}");
+    }
+}
+
+#[test]
+fn a_second_response_breaks_the_answer_once_it_has_content() {
+    let created = |id: Value| json!({"type": "response.created", "response": {"id": id, "status": "in_progress"}});
+    let (one, other, none) = (created("r1".into()), created("r2".into()), created(Value::Null));
+    let item = added(0, call("a", "f", ""));
+    for content in [hi(), item] {
+        for (first, second) in [(&one, &other), (&one, &none), (&none, &none)] {
+            let broken = error(&[first.clone(), content.clone(), second.clone(), content.clone()]);
+            assert_eq!(broken.kind, Kind::Protocol, "{first} {second}");
+        }
+    }
+    for again in [one.clone(), other, none] {
+        assert_eq!(text(&decode(&[one.clone(), again, hi(), completed()])), "Hi");
+    }
+    assert_eq!(text(&decode(&[one.clone(), hi(), one, completed()])), "Hi");
+}
+
+#[test]
+fn odd_fields_cost_no_words_and_no_call() {
+    let chunks = decode(&[
+        json!({"type": "response.output_text.delta", "output_index": "0", "delta": {"text": "H"}}),
+        json!({"type": "response.output_text.delta", "output_index": 0.0, "item_id": 7, "delta": ["i", null]}),
+        json!({"type": "response.output_text.delta", "output_index": 0, "delta": {}}),
+        json!({"type": "response.function_call_arguments.delta", "output_index": 1, "delta": {}}),
+        added(
+            2,
+            json!({"type": "function_call", "call_id": 7, "name": "f", "arguments": null}),
+        ),
+        json!({"type": "response.function_call_arguments.delta", "output_index": 2, "delta": {"x": 1}}),
+        json!({"type": "response.function_call_arguments.delta", "output_index": 2, "delta": "{\"x\": 1}"}),
+        done(
+            2,
+            json!({"type": "function_call", "call_id": 7, "name": "f", "arguments": {"x": 1}}),
+        ),
+        json!({"type": "response.completed", "response": {"status": "COMPLETED", "output": [null],
+            "usage": {"input_tokens": "3", "output_tokens": 9.0, "total_tokens": 106,
+                "output_tokens_details": {"reasoning_tokens": 94}}}}),
+    ]);
+    assert_eq!(text(&chunks), "Hi");
+    assert_eq!(calls(&chunks), [asked("7", "f", "{\"x\":1}")]);
+    let (kind, usage) = finish(&chunks);
+    assert_eq!(
+        (kind, usage.input_tokens, usage.output_tokens),
+        (FinishKind::ToolCalls, Some(3), Some(103))
+    );
+    let message = json!({"type": "message", "content": "Hi"});
+    assert_eq!(text(&decode(&[done(0, message), completed()])), "Hi");
+    let cut = json!({"type": "response.incomplete",
+        "response": {"status": "incomplete", "incomplete_details": [{"reason": "max_completion_tokens"}]}});
+    assert_eq!(finish(&decode(&[hi(), cut])).0, FinishKind::Length);
 }

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
+use crate::provider::loose::{LooseInt, LooseList, LooseStruct, LooseText};
+
 /// Any event of a stream.
 #[derive(Deserialize)]
 pub(super) struct Event<'a> {
@@ -13,15 +15,15 @@ pub(super) struct Event<'a> {
     pub(super) kind: Option<Cow<'a, str>>,
     /// Which item: what events are told apart by, for the items' ids may change on the way.
     #[serde(default)]
-    pub(super) output_index: Option<u64>,
+    pub(super) output_index: Option<LooseInt>,
     #[serde(borrow, default)]
-    pub(super) item_id: Option<Cow<'a, str>>,
+    pub(super) item_id: Option<LooseText<'a>>,
     /// Which part of an item's content.
     #[serde(default)]
-    pub(super) content_index: Option<u64>,
+    pub(super) content_index: Option<LooseInt>,
     /// Which part of a summary.
     #[serde(default)]
-    pub(super) summary_index: Option<u64>,
+    pub(super) summary_index: Option<LooseInt>,
     #[serde(borrow, default)]
     pub(super) delta: Option<&'a RawValue>,
     /// Of `response.output_text.done`, `response.reasoning_text.done` and `response.reasoning_summary_text.done`.
@@ -46,22 +48,29 @@ pub(super) struct Event<'a> {
 #[derive(Default, Deserialize)]
 pub(super) struct Response<'a> {
     #[serde(borrow, default)]
-    pub(super) status: Option<Cow<'a, str>>,
+    pub(super) status: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) incomplete_details: Option<Incomplete<'a>>,
+    pub(super) incomplete_details: Option<LooseStruct<Incomplete<'a>>>,
     #[serde(borrow, default)]
     pub(super) error: Option<&'a RawValue>,
     /// Often empty in a stream, which has given all items before.
     #[serde(borrow, default)]
-    pub(super) output: Option<Vec<&'a RawValue>>,
+    pub(super) output: Option<LooseList<&'a RawValue>>,
     #[serde(borrow, default)]
     pub(super) usage: Option<&'a RawValue>,
+}
+
+/// The response in the event that begins it.
+#[derive(Deserialize)]
+pub(super) struct Created<'a> {
+    #[serde(borrow, default)]
+    pub(super) id: Option<LooseText<'a>>,
 }
 
 #[derive(Deserialize)]
 pub(super) struct Incomplete<'a> {
     #[serde(borrow, default)]
-    pub(super) reason: Option<Cow<'a, str>>,
+    pub(super) reason: Option<LooseText<'a>>,
 }
 
 /// Which item it is, before more of it is read.
@@ -70,26 +79,18 @@ pub(super) struct ItemKind<'a> {
     #[serde(borrow, default, rename = "type")]
     pub(super) kind: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(super) id: Option<Cow<'a, str>>,
+    pub(super) id: Option<LooseText<'a>>,
 }
 
 /// An item of type `message`.
 #[derive(Deserialize)]
 pub(super) struct MessageItem<'a> {
+    /// Parts of type `output_text` or `refusal`.
     #[serde(borrow, default)]
-    pub(super) content: Option<Vec<Part<'a>>>,
+    pub(super) content: Option<&'a RawValue>,
     /// `commentary` or `final_answer`: newer models want it back.
     #[serde(borrow, default)]
-    pub(super) phase: Option<Cow<'a, str>>,
-}
-
-/// A part of a message or of reasoning: `output_text`, `refusal`, `summary_text` or `reasoning_text`.
-#[derive(Deserialize)]
-pub(super) struct Part<'a> {
-    #[serde(borrow, default)]
-    pub(super) text: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    pub(super) refusal: Option<Cow<'a, str>>,
+    pub(super) phase: Option<LooseText<'a>>,
 }
 
 /// An item of type `function_call` or `custom_tool_call`.
@@ -97,25 +98,31 @@ pub(super) struct Part<'a> {
 pub(super) struct CallItem<'a> {
     /// What an answer names; the item's own id is another.
     #[serde(borrow, default)]
-    pub(super) call_id: Option<Cow<'a, str>>,
+    pub(super) call_id: Option<LooseText<'a>>,
     #[serde(borrow, default)]
-    pub(super) name: Option<Cow<'a, str>>,
+    pub(super) name: Option<LooseText<'a>>,
+    /// JSON in a string.
     #[serde(borrow, default)]
-    pub(super) arguments: Option<Cow<'a, str>>,
+    pub(super) arguments: Option<&'a RawValue>,
     /// Of a custom call: free text.
     #[serde(borrow, default)]
-    pub(super) input: Option<Cow<'a, str>>,
+    pub(super) input: Option<&'a RawValue>,
+    /// `in_progress`, `completed` or `incomplete`.
+    #[serde(borrow, default)]
+    pub(super) status: Option<LooseText<'a>>,
 }
 
 /// An item of type `reasoning`.
 #[derive(Deserialize)]
 pub(super) struct ReasoningItem<'a> {
+    /// Parts of type `summary_text`.
     #[serde(borrow, default)]
-    pub(super) summary: Option<Vec<Part<'a>>>,
+    pub(super) summary: Option<&'a RawValue>,
+    /// Parts of type `reasoning_text`.
     #[serde(borrow, default)]
-    pub(super) content: Option<Vec<Part<'a>>>,
+    pub(super) content: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    pub(super) encrypted_content: Option<Cow<'a, str>>,
+    pub(super) encrypted_content: Option<LooseText<'a>>,
 }
 
 /// What we carry: in which order an answer's items came, and whatever of them our own words do not hold.

@@ -110,6 +110,26 @@ pub(super) fn rows() -> Vec<Row> {
         ).kind("bad_event")
         .tokens(30),
         Row::new(
+            "F42 an event behind a byte order mark in mid-stream",
+            [saying(&ten)
+                .send("\u{FEFF}data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"lost\"}}]}\n\n")
+                .complete()],
+            broken(&ten, 502, "upstream_protocol"),
+        ).kind("bad_event")
+        .tokens(10),
+        Row::new(
+            "F42 calls without a name",
+            [Script::sse()
+                .role()
+                .send(openai::event(&json!({"choices": [{"index": 0, "delta":
+                    {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": null}]}}]})))
+                .finish("tool_calls")
+                .usage(1, 2)
+                .done()
+                .end()],
+            refused(502, "upstream_protocol"),
+        ),
+        Row::new(
             "F42 an event that is JSON and no event",
             [saying(&thirty)
                 .send(format!("data: {{\"choices\": \"{WORDS}\"}}\n\n"))

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::row::{Row, answered, broken, refused, status, words};
 use super::{KEY, WORDS};
-use crate::house::{Dialect, Script};
+use crate::house::{Dialect, Framing, Script};
 
 /// Room for an event of 1 MiB, also where there is more by default.
 const ROOM: &str = "[runs]\ndeadline = \"20s\"\n[providers.model]\nmax_event = \"1MiB\"";
@@ -105,8 +105,17 @@ fn rows_of(dialect: Dialect) -> Vec<Row> {
         [status(200, rejection(dialect).to_string())],
         refused(502, "upstream_error"),
     );
+    let body = whole(dialect).to_string();
+    let framing = Framing::Length(body.len() + 9);
+    let json = [("content-type", "application/json")];
+    let short = Row::new(
+        format!("F33 a whole answer that is shorter than promised ({})", dialect.kind()),
+        [Script::head(200, &json, framing).bytes(body).cut()],
+        refused(502, "upstream_truncated"),
+    );
     vec![
         rejection.dialect(dialect).toml(ROOM).kind("in_band_error"),
+        short.dialect(dialect).toml(ROOM).kind("incomplete_body"),
         row(
             "F33 a FIN inside the body",
             saying(dialect, &forty).cut(),
@@ -191,6 +200,24 @@ fn unfinished(dialect: Dialect, words: &[String]) -> Script {
     );
     assert_eq!(kept.len() + 1, all, "one event makes it whole");
     dialect.script(kept)
+}
+
+/// An answer that is no stream.
+fn whole(dialect: Dialect) -> Value {
+    let text = json!({"type": "text", "text": "Hi"});
+    match dialect {
+        Dialect::OpenAi | Dialect::Groq | Dialect::Azure => {
+            json!({"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]})
+        }
+        Dialect::Responses => {
+            json!({"status": "completed", "output": [{"type": "message", "content": [text]}]})
+        }
+        Dialect::Anthropic => json!({"content": [text], "stop_reason": "end_turn"}),
+        Dialect::Gemini => {
+            json!({"candidates": [{"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}]})
+        }
+        Dialect::Ollama => json!({"message": {"content": "Hi"}, "done": true, "done_reason": "stop"}),
+    }
 }
 
 /// How an event begins.

@@ -172,6 +172,7 @@ pub(super) fn rows() -> Vec<Row> {
                 .end()],
             answered("a"),
         )
+        .tolerated("usage_form")
         .counted(5, 6),
         Row::new(
             "F56 usage that is none",
@@ -183,6 +184,7 @@ pub(super) fn rows() -> Vec<Row> {
                 .end()],
             answered("a"),
         )
+        .tolerated("usage_form")
         .estimated(),
         Row::new(
             "F56 usage with the finish",
@@ -203,6 +205,34 @@ pub(super) fn rows() -> Vec<Row> {
             answered("a"),
         ),
     ];
+    let parts = json!([{"type": "text", "text": "b"}, {"type": "reference", "reference_ids": [1]}]);
+    let content = |content| json!({"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": null}]});
+    rows.push(
+        Row::new(
+            "F43 content in parts, one of them unknown",
+            [Script::sse().say("a").send(openai::event(&content(parts))).complete()],
+            answered("ab"),
+        )
+        .tolerated("field_type")
+        .tolerated("unknown_part")
+        .tokens(2),
+    );
+    let whole = json!({"choices": [{"index": 0, "delta": {}, "message": {"role": "assistant", "content": "ab"}}]});
+    rows.push(
+        Row::new(
+            "F43 the whole message after its pieces",
+            [Script::sse().say("a").say("b").send(openai::event(&whole)).complete()],
+            answered("ab"),
+        )
+        .tolerated("repeated")
+        .tokens(2),
+    );
+    for (word, ours) in [("model_length", "length"), ("STOP", "stop"), ("novel", "stop")] {
+        let script = saying(&ten).finish(word).usage(1, 2).done().end();
+        let outcome = Outcome::Answered(ten.concat(), ours);
+        let row = Row::new("F55 a finish in a word that is not OpenAI's", [script], outcome);
+        rows.push(row.tolerated("finish_word"));
+    }
     for reason in ["length", "content_filter"] {
         rows.push(Row::new(
             "F55 a finish that is no stop",

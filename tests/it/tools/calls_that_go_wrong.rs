@@ -50,7 +50,7 @@ async fn a_call_that_cannot_be_made_gets_an_error_and_the_run_goes_on() {
     let rows = [
         refused("an unknown tool", ("c1", "wether", oslo)),
         refused("a tool of others", ("c1", "calculator", r#"{"expression":"1"}"#)),
-        refused("no arguments", ("c1", "weather", "")),
+        untold("no arguments", ("c1", "weather", "")),
         refused("one missing", ("c1", "weather", "{}")),
         refused("one of another type", ("c1", "weather", r#"{"city":7}"#)),
         refused("one too many", ("c1", "weather", r#"{"city":"Oslo","x":1}"#)),
@@ -128,6 +128,19 @@ async fn a_call_that_cannot_be_made_gets_an_error_and_the_run_goes_on() {
             .collect();
         assert_eq!(heard, results.collect::<Vec<_>>(), "{what}");
         assert_eq!(tools.calls(), right.iter().filter(|ok| **ok).count(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_a_round_that_failed_is_not_made() {
+    for word in ["error", "abort", "network_error", "novel"] {
+        let tools = weather().await;
+        let call = openai::tool_delta(0, "c1", "weather", r#"{"city":"Oslo"}"#);
+        let round = Script::sse().role().send(call).finish(word).usage(12, 34).done().end();
+        let model = Upstream::start([round]).await;
+        let gateway = gateway(&model, &tools).start().await;
+        post(&gateway, "/chat", question("Weather?")).await.expect(502).await;
+        assert_eq!((model.calls(), tools.calls()), (1, 0), "{word}");
     }
 }
 

@@ -5,6 +5,7 @@ use sluicegate::{
     http::format::sse::raw_data,
     provider::{
         decoding::Decoding,
+        deviations::Deviations,
         dialect::Dialect,
         frame::{Frame, FrameReader, Framing},
     },
@@ -63,7 +64,8 @@ pub(crate) fn frames(bytes: &[u8]) {
         assert_eq!(read(framing, ROOMY, &pieces(bytes, seed)), whole);
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(read(framing, ROOMY, &single), whole);
-        assert_eq!(whole.1, None, "nothing is over the limit");
+        let is_disguise = |error: &String| error.starts_with("a line of data behind");
+        assert!(whole.1.as_ref().is_none_or(is_disguise), "nothing is over the limit");
         let limit = usize::from(seed);
         for (_, data) in read(framing, limit, &pieces(bytes, seed)).0 {
             // A line that came in one piece is not kept, and no piece has more than 255 bytes. What stands for a byte that is
@@ -162,7 +164,7 @@ pub(crate) fn decoders(bytes: &[u8]) {
     // Cut anywhere it is either complete or an error, and never says more than the whole does.
     let cut = decode(dialect, &[&bytes[..bytes.len() * usize::from(seed) / 256]]);
     is_honest(&cut);
-    if let Ok(chunks) = dialect.whole(bytes) {
+    if let Ok(chunks) = dialect.whole(bytes, &mut Deviations::default()) {
         is_honest(&(chunks, None));
     }
     drop(dialect.refusal(400 + u16::from(seed), &Default::default(), bytes));
