@@ -144,7 +144,7 @@ fn position(text: &str, key: &str, is_missing: bool) -> Option<(usize, usize)> {
             }
             (None, Some(DeValue::Array(all))) => {
                 let at = segment.parse::<usize>().ok();
-                let item = at.and_then(|at| all.iter().nth(at));
+                let item = at.and_then(|at| all.get(at));
                 item.map(|item| (item.span(), item.get_ref()))
             }
             _ => None,
