@@ -20,12 +20,17 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Takes a piece. Returns whether it is more of the arguments, and not the whole again.
     pub(super) fn take(&mut self, piece: &str) -> bool {
-        if self.closed && is_same_object(&self.text, piece) {
+        if self.is_repeated_by(piece) {
             return false;
         }
         self.scan(piece);
         self.text.push_str(piece);
         true
+    }
+
+    /// Whether the pieces are a whole object, and this is the same one.
+    pub(super) fn is_repeated_by(&self, piece: &str) -> bool {
+        self.closed && is_same_object(&self.text, piece)
     }
 
     /// Takes all arguments as they are known now. Returns the part that is new, or `None` where

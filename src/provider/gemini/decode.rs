@@ -159,8 +159,9 @@ impl GeminiDecoder {
         let parts = content.map(|content| list(content.parts, &mut self.odd));
         for part in parts.into_iter().flatten() {
             if self.finish.is_some() && speaks(&part) {
-                if self.runs_tool {
-                    self.finish = None; // that finish was the tool's: the answer needs one of its own
+                if self.runs_tool || part.function_call.is_some() {
+                    // That finish was the tool's, or came before a call: the answer needs one of its own.
+                    self.finish = None;
                 } else {
                     self.went_on = true;
                 }
@@ -471,6 +472,13 @@ mod tests {
         end_of_it.unwrap();
         assert_eq!(text(&chunks), "aaa");
         assert_eq!(progress, [Progress::Finishing, Progress::More, Progress::More]);
+    }
+
+    #[test]
+    fn a_call_after_the_finish_needs_a_finish_of_its_own() {
+        let call = parts(r#"{"functionCall":{"name":"f","args":{"x":1}}}"#);
+        assert_eq!(failure(&[STOP, &call]).kind, Kind::Truncated);
+        assert_eq!(calls(&[STOP, &call]).len(), 1, "it has one");
     }
 
     /// `(id, name, arguments)` of every call.

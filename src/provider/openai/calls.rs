@@ -27,6 +27,7 @@ pub(super) struct Calls {
 /// A call under way.
 struct Call {
     key: Key,
+    name: String,
     arguments: Arguments,
 }
 
@@ -144,6 +145,18 @@ impl Calls {
         let given = arguments(given, true, odd)?;
         let id = name(delta.id, odd);
         let index = int(delta.index, odd);
+        if index.is_none() && id.is_none() {
+            // A call that had an index or an id has neither where a server repeats it whole.
+            let is_again = |call: &Call| {
+                let has_key = call.key.index.is_some() || call.key.id.is_some();
+                has_key
+                    && called.as_deref() == Some(call.name.as_str())
+                    && given.as_deref().is_some_and(|all| call.arguments.is_repeated_by(all))
+            };
+            if let Some(at) = self.named.iter().rposition(is_again) {
+                return Ok(Some((at, given)));
+            }
+        }
         let known = match (index, &id) {
             (Some(_), _) => self.named.iter().rposition(|c| c.key.index == index),
             (None, Some(id)) => self.named.iter().rposition(|c| c.key.id.as_deref() == Some(id)),
@@ -180,10 +193,11 @@ impl Calls {
         out.push(Chunk::ToolCallStart {
             index: at,
             id: id.unwrap_or_else(|| format!("call_{}", uuid::Uuid::new_v4().simple())),
-            name: called.into_owned(),
+            name: called.to_string(),
         });
         self.named.push(Call {
             key,
+            name: called.into_owned(),
             arguments: Arguments::default(),
         });
         Ok(Some((at, given)))

@@ -48,6 +48,8 @@ pub(in crate::provider) struct OpenAiDecoder {
     finish: Option<String>,
     usage: Usage,
     opaque: Collector,
+    /// Whether the event can have members that are carried with the message.
+    can_carry: bool,
     odd: Deviations,
 }
 
@@ -115,6 +117,9 @@ impl OpenAiDecoder {
 
     /// Collects the members that are not of this dialect; the calls have been read by then.
     fn collect_opaque(&mut self, event: &str) -> Result<(), ProviderError> {
+        if !std::mem::take(&mut self.can_carry) {
+            return Ok(());
+        }
         let calls = &self.calls;
         self.opaque.read(event, |index, id| calls.locate(index, id))
     }
@@ -151,6 +156,7 @@ impl OpenAiDecoder {
         }
         let finish = word_in(choice.finish_reason, &mut self.odd);
         let delta = object(choice.delta, &mut self.odd);
+        self.can_carry |= choice.message.is_some() || delta.as_ref().is_some_and(Delta::can_carry);
         if self.finish.is_some() {
             // A second finish, or words after the first, are not the answer's.
             let mut late = Vec::new();

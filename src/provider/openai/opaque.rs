@@ -15,7 +15,12 @@ use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     chat::{Carry, Message, message::held},
-    provider::{ProviderError, error::Kind},
+    provider::{
+        ProviderError,
+        deviations::Deviations,
+        error::Kind,
+        loose::{LooseInt, LooseList, LooseStruct, int, list, object},
+    },
 };
 
 /// Whose [`Carry`] it is.
@@ -114,7 +119,7 @@ pub(super) fn add<'a>(members: impl IntoIterator<Item = (&'a String, &'a Value)>
 pub(super) struct Collector {
     provider: Arc<str>,
     opaque: Opaque,
-    /// Whether pieces came, so that a whole message repeats them.
+    /// Whether pieces brought any, so that a whole message repeats them.
     has_deltas: bool,
     bytes: usize,
 }
@@ -140,14 +145,14 @@ impl Collector {
         let Ok(Event { choices }) = serde_json::from_str(event) else {
             return Ok(());
         };
-        let choice = choices
+        let odd = &mut Deviations::default(); // noted already, by whoever read the words
+        let choice = list(choices, odd)
             .into_iter()
-            .flatten()
-            .find(|choice| choice.index.unwrap_or(0) == 0);
+            .find(|choice| int(choice.index, odd).unwrap_or(0) == 0);
         let Some(Choice { delta, message, .. }) = choice else {
             return Ok(());
         };
-        let part = match (delta, message) {
+        let part = match (object(delta, odd).filter(Part::has_opaque), object(message, odd)) {
             (Some(delta), _) => {
                 self.has_deltas = true;
                 delta
@@ -276,17 +281,45 @@ fn merge(name: &str, known: &mut Value, more: Value) {
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(borrow, default)]
-    choices: Option<Vec<Choice<'a>>>,
+    choices: Option<LooseList<Choice<'a>>>,
 }
 
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(default)]
-    index: Option<u64>,
+    index: Option<LooseInt>,
     #[serde(borrow, default)]
-    delta: Option<Part<'a>>,
+    delta: Option<LooseStruct<Part<'a>>>,
     #[serde(borrow, default)]
-    message: Option<Part<'a>>,
+    message: Option<LooseStruct<Part<'a>>>,
+}
+
+/// Whether a delta or message has members that no struct of this dialect reads.
+#[derive(Default)]
+pub(super) struct Others {
+    pub(super) any: bool,
+}
+
+impl<'de> Deserialize<'de> for Others {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Others;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut any = false;
+                while let Some((Name(name), IgnoredAny)) = map.next_entry()? {
+                    any |= !OF_MESSAGE.contains(&&*name);
+                }
+                Ok(Others { any })
+            }
+        }
+        deserializer.deserialize_map(Read)
+    }
 }
 
 /// A delta or message, without the members that have a meaning in this dialect.
@@ -302,6 +335,12 @@ struct CallPart<'a> {
     id: Option<Cow<'a, str>>,
     opaque: Vec<(Cow<'a, str>, &'a RawValue)>,
     function: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+impl Part<'_> {
+    fn has_opaque(&self) -> bool {
+        !self.opaque.is_empty() || self.calls.iter().any(CallPart::has_opaque)
+    }
 }
 
 impl CallPart<'_> {

@@ -226,6 +226,10 @@ fn calls_are_read_in_every_form() {
             r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
             r#"[{"index":0,"function":{"arguments":{"x":1}}}]"#,
         ],
+        &[
+            r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
+            r#"[{"function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
+        ],
     ] {
         let came = called(deltas).unwrap();
         assert_eq!(

@@ -4,6 +4,7 @@
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
+use super::opaque::Others;
 use crate::provider::loose::{LooseInt, LooseList, LooseStruct, LooseText};
 
 /// `chat.completion.chunk`, and `chat.completion` where `message` stands for `delta`.
@@ -54,6 +55,17 @@ pub(super) struct Delta<'a> {
     /// The form before tools; `finish_reason` is then `function_call`.
     #[serde(borrow, default)]
     pub(super) function_call: Option<LooseStruct<Function<'a>>>,
+    #[serde(flatten)]
+    others: Others,
+}
+
+impl Delta<'_> {
+    /// Whether there can be members that are carried with the message: so that most events, which
+    /// have words only, are parsed once.
+    pub(super) fn can_carry(&self) -> bool {
+        let thinks = self.reasoning_content.is_some() || self.reasoning.is_some();
+        thinks || self.tool_calls.is_some() || self.others.any
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -84,4 +96,29 @@ pub(super) struct Function<'a> {
     /// JSON in a string, in pieces; from some servers an object, whole.
     #[serde(borrow, default)]
     pub(super) arguments: Option<&'a RawValue>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_have_words_only_carry_nothing() {
+        let can_carry = |delta: &str| serde_json::from_str::<Delta<'_>>(delta).unwrap().can_carry();
+        for words in [
+            "{}",
+            r#"{"content":"Hi"}"#,
+            r#"{"role":"assistant","content":"Hi","tool_calls":null,"reasoning_content":null,"refusal":null}"#,
+        ] {
+            assert!(!can_carry(words), "{words}");
+        }
+        for more in [
+            r#"{"content":"Hi","reasoning_details":[{"signature":"s","n":1.5}]}"#,
+            r#"{"\u0072easoning_details":[]}"#,
+            r#"{"reasoning_content":"x"}"#,
+            r#"{"tool_calls":[{"index":0,"extra_content":{}}]}"#,
+        ] {
+            assert!(can_carry(more), "{more}");
+        }
+    }
 }
