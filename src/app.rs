@@ -23,6 +23,10 @@ mod staff;
 use generation::{Current, Generations, Shared};
 use staff::{Staff, names};
 
+mod online;
+
+pub use online::check_online;
+
 /// How long everything may take together that comes after the last run's end, or after the end of `runs.drain`. With what
 /// `main` waits at last it leaves the usual drain within 25 s.
 const AFTER: Duration = Duration::from_secs(4);

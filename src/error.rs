@@ -210,6 +210,9 @@ pub struct Error {
     /// The field at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// Whether the same request may succeed later, where the code alone does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retryable: Option<bool>,
     /// When to try again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Duration>,
@@ -235,6 +238,7 @@ impl Error {
             code,
             message: message.into(),
             field: None,
+            retryable: None,
             retry_after: None,
             upstream: None,
             run_id: None,
@@ -277,6 +281,12 @@ impl Error {
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.retryable.unwrap_or_else(|| self.code.retryable())
     }
 
     /// Adds when to try again.

@@ -47,7 +47,11 @@ enum Command {
     /// Serve (what happens without a command).
     Serve,
     /// Check the settings, and print those in force, secrets masked.
-    CheckConfig,
+    CheckConfig {
+        /// Ask each provider once, too: exit code 1 if one of them does not answer.
+        #[arg(long)]
+        online: bool,
+    },
     /// Ask the gateway that these settings describe whether it is ready: exit code 0 if it is.
     Healthcheck,
     /// Copy the SQLite store of these settings into a new file, as of one moment, also while a gateway runs.
@@ -88,7 +92,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Openapi => return print(OPENAPI),
         Command::Keys(Keys::New { name }) => return new_key(&name),
-        Command::Serve | Command::CheckConfig | Command::Healthcheck | Command::Backup { .. } => {}
+        Command::Serve | Command::CheckConfig { .. } | Command::Healthcheck | Command::Backup { .. } => {}
     }
     let flags = Flags {
         // An empty variable is none.
@@ -99,13 +103,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let settings = Settings::load(&flags, std::env::vars()).map_err(|e| anyhow!("{e}"))?;
     match command {
         Command::Serve => serve(settings, &flags),
-        Command::CheckConfig => {
+        Command::CheckConfig { online } => {
             for warning in &settings.warnings {
                 let told = telemetry::harmless(&format!("sluicegate: {warning}"));
                 let _ = writeln!(std::io::stderr(), "{told}"); // there is nobody else to tell
             }
             app::check(&settings).map_err(|e| anyhow!("{}", e.message))?;
-            print(&settings.effective().map_err(|e| anyhow!("{e}"))?)
+            print(&settings.effective().map_err(|e| anyhow!("{e}"))?)?;
+            if online { check_online(&settings) } else { Ok(()) }
         }
         Command::Healthcheck => healthcheck(settings.listen),
         Command::Backup { file } => backup(&settings, &file),
@@ -154,6 +159,26 @@ fn backup(settings: &Settings, file: &Path) -> anyhow::Result<()> {
         from.display(),
         to.display()
     ))
+}
+
+/// Asks each provider once, and prints what came of it: as comments, so that the output stays TOML.
+fn check_online(settings: &Settings) -> anyhow::Result<()> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    let reports = runtime.block_on(app::check_online(settings));
+    let reports = reports.map_err(|e| anyhow!("{}", e.message))?;
+    print("\n# Online:")?;
+    for report in &reports {
+        print(&format!("# {}", telemetry::harmless(&report.line)))?;
+    }
+    let failed = reports.iter().filter(|report| !report.is_fine).count();
+    if failed > 0 {
+        bail!("{failed} of {} providers did not answer as they should", reports.len());
+    }
+    Ok(())
 }
 
 /// `GET /readyz` by hand: the one request that a container's health check makes needs no client.

@@ -144,6 +144,12 @@ impl Settings {
         settings.map_err(|error| error.located(file, environment))
     }
 
+    /// The model that answers at a provider where none is named.
+    #[must_use]
+    pub fn default_model(&self, provider: &str) -> Option<crate::agent::ModelRef> {
+        self.tree.model(provider, "default_model").ok()
+    }
+
     /// The settings in force as TOML, secrets masked.
     ///
     /// # Errors

@@ -547,7 +547,7 @@ impl Tree {
     }
 
     /// A model by its name, or a provider's default model by the provider's.
-    fn model(&self, name: &str, at: &str) -> Result<ModelRef, ConfigError> {
+    pub(super) fn model(&self, name: &str, at: &str) -> Result<ModelRef, ConfigError> {
         let usual = || {
             let provider = self.providers.get(name)?;
             let kind = provider.kind.as_ref().and_then(|kind| self.provider_kinds.get(kind));

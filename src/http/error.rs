@@ -121,7 +121,7 @@ impl Problem {
             request_id: request_id.to_owned(),
             run_id: error.run_id,
             session_id: None,
-            retryable: error.code.retryable(),
+            retryable: error.is_retryable(),
             retry_after: error.retry_after.map(|delay| delay.as_millis().div_ceil(1000) as u64),
             field: error.field.clone(),
             upstream: error.upstream.as_deref().cloned(),

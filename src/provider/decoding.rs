@@ -110,9 +110,10 @@ impl Decoding {
             if *progress == Progress::Over || frame.bare && *progress == Progress::Finishing {
                 *late = true;
             } else {
+                let data = frame.data;
                 *progress = decoder.frame(frame, out).map_err(|error| match error.kind {
                     Kind::Protocol => error.exactly(Exactly::BadEvent),
-                    _ => error,
+                    _ => error.explained(data.as_bytes()),
                 })?;
                 *mark_is_due &= *progress != Progress::Over;
             }

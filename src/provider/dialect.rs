@@ -37,6 +37,11 @@ pub trait Dialect: Send + Sync + 'static {
         &[]
     }
 
+    /// Whether images of this media type have a place on this wire.
+    fn takes_image(&self, _media_type: &str) -> bool {
+        true
+    }
+
     /// What it cannot say.
     ///
     /// # Errors

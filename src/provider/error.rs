@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use super::refusal::Fault;
 use crate::error::{Error, ErrorCode, Upstream};
 
 /// The longest `Retry-After` that is passed on.
@@ -128,8 +129,22 @@ impl Kind {
     }
 }
 
+/// The explanation of a refusal.
+#[derive(Clone, Debug, Default)]
+pub struct Refusal {
+    /// The provider's own reason, for one warning in the log: on one line, bounded and masked once
+    /// the error has left its provider.
+    pub reason: Option<String>,
+    /// The part of the request, or of the settings, that is at fault.
+    pub fault: Option<Fault>,
+    /// The model or tool at fault, by a name of ours.
+    pub subject: Option<String>,
+    /// The address that was asked, without its query.
+    pub url: Option<String>,
+}
+
 /// What went wrong with a provider. `detail` is for the log; an upstream's sentences have no place in it, for they may
-/// repeat keys and what users said.
+/// repeat keys and what users said. They are in `refusal.reason`, masked, and no other text of this error has them.
 #[derive(Clone, Debug)]
 pub struct ProviderError {
     /// The configured provider's name.
@@ -144,6 +159,8 @@ pub struct ProviderError {
     pub retry_after: Option<Duration>,
     /// More, for the log.
     pub detail: String,
+    /// The explanation of a refusal; in a box, because most results are no errors.
+    pub refusal: Box<Refusal>,
 }
 
 impl ProviderError {
@@ -157,6 +174,7 @@ impl ProviderError {
             status: None,
             retry_after: None,
             detail: detail.into(),
+            refusal: Box::default(),
         }
     }
 
@@ -240,6 +258,36 @@ impl ProviderError {
         !matches!(self.kind, Kind::Rejected | Kind::ContextTooLong)
     }
 
+    /// Whether it lasts until an operator changes the settings, or a client its request.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        use Kind::*;
+        match self.kind {
+            Config | Auth | NotFound | Quota | Rejected => true,
+            Protocol => matches!(self.exactly, Some(Exactly::Redirect | Exactly::ContentType)),
+            Connect => self.exactly == Some(Exactly::Dns),
+            Tls => self.exactly.is_none(),
+            _ => false,
+        }
+    }
+
+    /// The sentence for the client about the part at fault, in words of ours.
+    fn about_fault(&self) -> Option<String> {
+        let about = match (self.refusal.fault?, self.refusal.subject.as_deref()) {
+            (Fault::Model, Some(model)) => format!("The model's provider does not know the model `{model}`."),
+            (Fault::Model, None) => "The model's provider does not know the model.".to_owned(),
+            (Fault::Address, _) => "The model's provider has nothing at the address in the settings.".to_owned(),
+            (Fault::Images, _) => "The model's provider refuses the parameter `attachments`.".to_owned(),
+            (Fault::Parameter(name), _) => format!("The model's provider refuses the parameter `{name}`."),
+            (Fault::Conversation | Fault::CallIds, _) => {
+                "The model's provider refuses a message of the conversation.".to_owned()
+            }
+            (Fault::Tool(_), Some(tool)) => format!("The model's provider refuses the tool `{tool}`."),
+            (Fault::Tool(_), None) => "The model's provider refuses a tool.".to_owned(),
+        };
+        Some(about)
+    }
+
     /// Whether nothing was sent, so that nothing can have been billed.
     #[must_use]
     pub fn unsent(&self) -> bool {
@@ -274,7 +322,11 @@ impl From<ProviderError> for Error {
             Kind::ConnectTimeout | Kind::FirstByte | Kind::FirstToken | Kind::Gap => {
                 (UpstreamTimeout, "The model's provider was silent for too long.")
             }
-            Kind::Protocol | Kind::EmptyReply => (
+            Kind::EmptyReply => (
+                UpstreamProtocol,
+                "The model's provider closed the connection before it answered.",
+            ),
+            Kind::Protocol => (
                 UpstreamProtocol,
                 "The model's provider answered with something that is not its protocol.",
             ),
@@ -298,7 +350,13 @@ impl From<ProviderError> for Error {
             provider: error.provider.clone(),
             status: error.status,
         };
+        let about_fault = error
+            .about_fault()
+            .filter(|_| matches!(code, UpstreamError | UpstreamRejected));
+        let message = about_fault.unwrap_or_else(|| message.to_owned());
+        let is_for_good = matches!(error.kind, Kind::NotFound | Kind::Config);
         let mut known = Error::new(code, message).because(error);
+        known.retryable = Some(false).filter(|_| is_for_good);
         known.retry_after = retry_after;
         known.upstream = Some(Box::new(upstream));
         known

@@ -13,6 +13,7 @@ use crate::{
     meters::Meters,
 };
 
+mod adapt;
 mod address;
 pub mod anthropic;
 pub mod azure;
@@ -37,6 +38,9 @@ pub mod ollama;
 pub mod openai;
 mod payload;
 mod pieces;
+pub mod probe;
+pub mod refusal;
+mod reporter;
 pub mod responses;
 pub mod retry;
 pub mod unanswered;

@@ -12,7 +12,7 @@ use super::{ProviderError, error::Kind};
 /// The most characters of a reason.
 const MAX_REASON: usize = 300;
 /// How deep an error is looked for in a body.
-const MAX_DEPTH: usize = 4;
+const MAX_DEPTH: usize = 6;
 /// The mask of a secret.
 const MASK: &str = "***";
 
@@ -25,10 +25,14 @@ pub enum Fault {
     Address,
     /// A parameter, by the name that our clients know.
     Parameter(&'static str),
+    /// Images, all of them: the model reads none.
+    Images,
     /// A message of the conversation.
     Conversation,
     /// The tool at this index of the request.
     Tool(usize),
+    /// The form of the calls' ids.
+    CallIds,
 }
 
 /// Words for parameters on the wires, and our names for them. A distinctive word is recognised
@@ -143,6 +147,20 @@ const UNKNOWN_MODEL: &[&str] = &[
     "unable to access model",
 ];
 
+/// Parts of sentences that say that a model reads no images. A refusal of one image is none of these.
+const NO_IMAGES: &[&str] = &[
+    "support image input",
+    "support images",
+    "support vision",
+    "image input is not",
+    "image inputs are not",
+    "images are not supported",
+    "image_url is only supported",
+    "unknown variant `image_url`",
+    "required for image input",
+    "not a multimodal model",
+];
+
 /// What a body says of an error.
 #[derive(Debug, Default)]
 pub(super) struct Report {
@@ -172,13 +190,15 @@ impl Report {
     fn add(&mut self, value: &Value, depth: usize) {
         match value {
             _ if depth > MAX_DEPTH => {}
-            Value::String(text) => self.say(text),
+            Value::String(text) => self.say(text, depth),
             // FastAPI's form is a list of `{loc, msg}`, Google's an error in a list of one.
             Value::Array(all) => all.iter().take(3).for_each(|one| self.add(one, depth + 1)),
             Value::Object(members) => {
                 for (name, value) in members {
                     match (name.as_str(), value) {
-                        ("message" | "msg" | "detail" | "error_description", Value::String(text)) => self.say(text),
+                        ("message" | "msg" | "detail" | "error_description", Value::String(text)) => {
+                            self.say(text, depth);
+                        }
                         ("code" | "type" | "status" | "reason", Value::String(word)) => {
                             self.codes.push(word.to_ascii_lowercase());
                         }
@@ -201,7 +221,12 @@ impl Report {
     }
 
     /// Adds a sentence; one that holds an error as JSON, as proxies pass it on, is taken apart.
-    fn say(&mut self, text: &str) {
+    fn say(&mut self, text: &str, depth: usize) {
+        let is_json = depth < MAX_DEPTH && text.trim_start().starts_with(['{', '[']);
+        if is_json && let Ok(value) = serde_json::from_str(text) {
+            self.add(&value, depth + 1);
+            return;
+        }
         if self.message.contains(text) {
             return;
         }
@@ -227,8 +252,39 @@ impl Report {
         named || status == Some(404) && is_about_it || message.contains("model") && message.contains("does not exist")
     }
 
+    fn reads_no_images(&self) -> bool {
+        let message = self.message.to_ascii_lowercase();
+        NO_IMAGES.iter().any(|part| message.contains(part))
+    }
+
+    /// Whether the ids of calls are not of its form.
+    fn refuses_ids(&self) -> bool {
+        let message = self.message.to_ascii_lowercase();
+        let place = self.places.join(" ").to_ascii_lowercase();
+        let ids = [
+            "tool call id",
+            "tool_call_id",
+            "call_id",
+            "tool_use_id",
+            "tool_use.id",
+            "tool_calls",
+        ];
+        let form = [
+            "with a length of",
+            "string too long",
+            "maximum length",
+            "should match pattern",
+            "invalid format",
+        ];
+        let is_about = |text: &str| ids.iter().any(|word| text.contains(word));
+        (is_about(&message) || is_about(&place)) && form.iter().any(|word| message.contains(word))
+    }
+
     /// The part of the request that it names.
     fn part(&self) -> Option<Fault> {
+        if self.refuses_ids() {
+            return Some(Fault::CallIds);
+        }
         let places = self.places.iter().find_map(|place| part_at(place));
         places.or_else(|| {
             let message = self.message.to_ascii_lowercase();
@@ -245,7 +301,12 @@ fn part_at(text: &str) -> Option<Fault> {
     let path = text.split(ends).next().unwrap_or_default();
     let is_path = path.len() == text.len() || text[path.len()..].starts_with(':');
     let mut parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
-    let first = parts.find(|part| !matches!(*part, "body" | "$" | "generation_config" | "generationconfig" | "options"))?;
+    let first = parts.find(|part| {
+        !matches!(
+            *part,
+            "body" | "$" | "generation_config" | "generationconfig" | "options"
+        )
+    })?;
     if !is_path {
         return None;
     }
@@ -267,16 +328,11 @@ fn part_in(message: &str) -> Option<Fault> {
         let word = word.rsplit('.').next().unwrap_or(word);
         known(word.trim())
     });
-    let image = ["image input", "images are not", "support image", "image_url", "vision"];
     let anywhere = || {
         let mut words = message.split(|c| !is_word(c));
         words.find_map(|word| in_table(DISTINCTIVE, word))
     };
-    let attachments = || {
-        let found = image.iter().any(|part| message.contains(part));
-        found.then_some(Fault::Parameter("attachments"))
-    };
-    named.or_else(attachments).or_else(anywhere)
+    named.or_else(anywhere)
 }
 
 fn known(word: &str) -> Option<Fault> {
@@ -293,22 +349,28 @@ impl ProviderError {
     #[must_use]
     pub(super) fn explained(mut self, body: &[u8]) -> Self {
         let refused = matches!(self.kind, Kind::Rejected | Kind::Reported | Kind::NotFound);
-        let spoken = refused || matches!(self.kind, Kind::Auth | Kind::Quota | Kind::Server | Kind::ContextTooLong);
-        if !spoken || self.reason.is_some() {
+        let spoken = refused
+            || matches!(
+                self.kind,
+                Kind::Auth | Kind::Quota | Kind::Server | Kind::ContextTooLong
+            );
+        if !spoken || self.refusal.reason.is_some() {
             return self;
         }
         let report = Report::read(body);
         if (refused || self.kind == Kind::Server) && report.is_too_long() {
             self.kind = Kind::ContextTooLong;
+        } else if refused && report.reads_no_images() {
+            self.refusal.fault = Some(Fault::Images);
         } else if refused && report.is_unknown_model(self.status) {
             self.kind = Kind::NotFound;
-            self.fault = Some(Fault::Model);
-        } else if self.kind == Kind::NotFound || self.status == Some(405) {
-            self.fault = Some(Fault::Address);
+            self.refusal.fault = Some(Fault::Model);
+        } else if matches!(self.status, Some(404 | 405)) {
+            self.refusal.fault = Some(Fault::Address);
         } else if refused {
-            self.fault = report.part();
+            self.refusal.fault = report.part();
         }
-        self.reason = Some(report.message).filter(|reason| !reason.trim().is_empty());
+        self.refusal.reason = Some(report.message).filter(|reason| !reason.trim().is_empty());
         self
     }
 }
@@ -317,11 +379,19 @@ impl ProviderError {
 /// anything that looks like a key.
 pub(super) fn masked(reason: &str, secrets: &[SecretString]) -> String {
     let mut text = reason.to_owned();
-    for secret in secrets {
-        let secret = secret.expose_secret();
-        if secret.len() >= 4 {
-            text = text.replace(secret, MASK);
-        }
+    let wholes = secrets
+        .iter()
+        .map(ExposeSecret::expose_secret)
+        .filter(|whole| whole.len() >= 4);
+    // A header's value may be a scheme and a key, of which the key alone is repeated.
+    let words = wholes
+        .clone()
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.len() >= 8);
+    let mut hidden: Vec<&str> = wholes.chain(words).collect();
+    hidden.sort_by_key(|part| std::cmp::Reverse(part.len())); // one may be a part of another
+    for part in hidden {
+        text = text.replace(part, MASK);
     }
     let mut line = String::new();
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
@@ -348,14 +418,16 @@ pub(super) fn masked(reason: &str, secrets: &[SecretString]) -> String {
 /// and digits.
 fn looks_like_key(word: &str) -> bool {
     let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-    let beginnings = ["sk-", "sk_", "gsk_", "xai-", "aiza", "pplx-", "hf_", "nvapi-", "key-", "eyj"];
+    let beginnings = ["sk-", "sk_", "gsk_", "xai-", "aiza", "pplx-", "hf_", "nvapi-", "eyj"];
     let lower = bare.to_ascii_lowercase();
     let parts = bare.split(|c: char| !c.is_ascii_alphanumeric());
     let is_long = |part: &str| {
         let digits = part.bytes().filter(u8::is_ascii_digit).count();
         part.len() >= 24 && digits > 0 && digits < part.len()
     };
-    beginnings.iter().any(|beginning| lower.contains(beginning)) || parts.into_iter().any(is_long)
+    let mut tokens = lower.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+    let begins = |token: &str| beginnings.iter().any(|beginning| token.starts_with(beginning));
+    tokens.any(begins) || parts.into_iter().any(is_long)
 }
 
 #[cfg(test)]
@@ -364,28 +436,72 @@ mod tests {
 
     fn explained(status: u16, body: &str) -> ProviderError {
         let kind = Kind::of_status(status);
-        ProviderError::new(kind, "").with_status(status).explained(body.as_bytes())
+        ProviderError::new(kind, "")
+            .with_status(status)
+            .explained(body.as_bytes())
     }
 
     #[test]
     fn every_server_s_words_for_a_full_context_are_known() {
         for (status, body) in [
-            (400, r#"{"error":{"code":400,"message":"request (9 tokens) exceeds the available context size (8 tokens), try increasing it","type":"exceed_context_size_error","n_ctx":8}}"#),
-            (400, r#"{"object":"error","message":"This model's maximum context length is 8 tokens. However, you requested 9 tokens","type":"BadRequestError","code":400}"#),
-            (400, r#"{"error":{"message":"The decoder prompt (length 9) is longer than the maximum model length of 8.","type":"BadRequestError"}}"#),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"request (9 tokens) exceeds the available context size (8 tokens), try increasing it","type":"exceed_context_size_error","n_ctx":8}}"#,
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"This model's maximum context length is 8 tokens. However, you requested 9 tokens","type":"BadRequestError","code":400}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"The decoder prompt (length 9) is longer than the maximum model length of 8.","type":"BadRequestError"}}"#,
+            ),
             (400, r#"{"error":"the input length exceeds the context length"}"#),
-            (400, r#"{"object":"error","message":"Prompt contains 9 tokens and 0 draft tokens, too large for model with 8 maximum context length","type":"invalid_request_error","code":"3051"}"#),
-            (400, r#"{"error":{"message":"Please reduce the length of the messages or completion.","type":"invalid_request_error","code":"context_length_exceeded"}}"#),
-            (400, r#"{"error":{"message":"litellm.ContextWindowExceededError: BedrockException - Input is too long for requested model.","type":null,"code":"400"}}"#),
+            (
+                400,
+                r#"{"object":"error","message":"Prompt contains 9 tokens and 0 draft tokens, too large for model with 8 maximum context length","type":"invalid_request_error","code":"3051"}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Please reduce the length of the messages or completion.","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"litellm.ContextWindowExceededError: BedrockException - Input is too long for requested model.","type":null,"code":"400"}}"#,
+            ),
             (400, r#"{"message":"Input is too long for requested model."}"#),
-            (400, r#"{"error":{"code":400,"message":"The input token count (9) exceeds the maximum number of tokens allowed (8).","status":"INVALID_ARGUMENT"}}"#),
-            (400, r#"[{"error":{"code":400,"message":"The input token count (9) exceeds the maximum number of tokens allowed (8).","status":"INVALID_ARGUMENT"}}]"#),
-            (400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 tokens > 8 maximum"}}"#),
-            (413, r#"{"type":"error","error":{"type":"invalid_request_error","message":"input length and `max_tokens` exceed context limit: 7 + 9 > 8"}}"#),
-            (400, r#"{"error":{"message":"Your input exceeds the context window of this model.","code":null}}"#),
-            (400, r#"{"code":"x","error":"This model's maximum prompt length is 8 but the request contains 9 tokens."}"#),
-            (422, r#"{"error":"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8. Given: 9","error_type":"validation"}"#),
-            (500, r#"{"error":{"message":"litellm.ContextWindowExceededError: too much"}}"#),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"The input token count (9) exceeds the maximum number of tokens allowed (8).","status":"INVALID_ARGUMENT"}}"#,
+            ),
+            (
+                400,
+                r#"[{"error":{"code":400,"message":"The input token count (9) exceeds the maximum number of tokens allowed (8).","status":"INVALID_ARGUMENT"}}]"#,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 tokens > 8 maximum"}}"#,
+            ),
+            (
+                413,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"input length and `max_tokens` exceed context limit: 7 + 9 > 8"}}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Your input exceeds the context window of this model.","code":null}}"#,
+            ),
+            (
+                400,
+                r#"{"code":"x","error":"This model's maximum prompt length is 8 but the request contains 9 tokens."}"#,
+            ),
+            (
+                422,
+                r#"{"error":"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8. Given: 9","error_type":"validation"}"#,
+            ),
+            (
+                500,
+                r#"{"error":{"message":"litellm.ContextWindowExceededError: too much"}}"#,
+            ),
         ] {
             assert_eq!(explained(status, body).kind, Kind::ContextTooLong, "{body}");
         }
@@ -398,54 +514,143 @@ mod tests {
     #[test]
     fn an_unknown_model_and_a_wrong_address_are_told_apart() {
         for (status, body) in [
-            (404, r#"{"error":{"message":"The model `x` does not exist or you do not have access to it.","code":"model_not_found"}}"#),
-            (404, r#"{"type":"error","error":{"type":"not_found_error","message":"model: x"}}"#),
-            (404, r#"{"error":{"code":404,"message":"models/x is not found for API version v1beta","status":"NOT_FOUND"}}"#),
+            (
+                404,
+                r#"{"error":{"message":"The model `x` does not exist or you do not have access to it.","code":"model_not_found"}}"#,
+            ),
+            (
+                404,
+                r#"{"type":"error","error":{"type":"not_found_error","message":"model: x"}}"#,
+            ),
+            (
+                404,
+                r#"{"error":{"code":404,"message":"models/x is not found for API version v1beta","status":"NOT_FOUND"}}"#,
+            ),
             (404, r#"{"error":"model 'x' not found"}"#),
-            (404, r#"{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}"#),
-            (400, r#"{"object":"error","message":"Invalid model: x","type":"invalid_model","code":"1500"}"#),
-            (400, r#"{"error":{"message":"Model Not Exist","type":"invalid_request_error","code":"invalid_request_error"}}"#),
+            (
+                404,
+                r#"{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}"#,
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"Invalid model: x","type":"invalid_model","code":"1500"}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Model Not Exist","type":"invalid_request_error","code":"invalid_request_error"}}"#,
+            ),
             (400, r#"{"error":{"message":"x is not a valid model ID","code":400}}"#),
         ] {
             let error = explained(status, body);
-            assert_eq!((error.kind, error.fault), (Kind::NotFound, Some(Fault::Model)), "{body}");
+            assert_eq!(
+                (error.kind, error.refusal.fault),
+                (Kind::NotFound, Some(Fault::Model)),
+                "{body}"
+            );
         }
-        for body in ["<html>404</html>", "404 page not found", "", r#"{"detail":"Not Found"}"#] {
+        for body in [
+            "<html>404</html>",
+            "404 page not found",
+            "",
+            r#"{"detail":"Not Found"}"#,
+        ] {
             let error = explained(404, body);
-            assert_eq!((error.kind, error.fault), (Kind::NotFound, Some(Fault::Address)), "{body}");
+            assert_eq!(
+                (error.kind, error.refusal.fault),
+                (Kind::NotFound, Some(Fault::Address)),
+                "{body}"
+            );
         }
     }
 
     #[test]
     fn the_part_at_fault_is_found_in_every_form() {
-        use Fault::{Conversation, Parameter, Tool};
+        use Fault::{CallIds, Conversation, Images, Parameter, Tool};
         for (body, expected) in [
-            (r#"{"error":{"message":"Unsupported value: 'temperature' does not support 0.5","param":"temperature","code":"unsupported_value"}}"#, Some(Parameter("temperature"))),
-            (r#"{"error":{"message":"Unsupported parameter: 'max_tokens' is not supported with this model.","param":null}}"#, Some(Parameter("max_output_tokens"))),
-            (r#"{"error":{"message":"Invalid schema for function 'x'","param":"tools[1].function.parameters"}}"#, Some(Tool(1))),
-            (r#"{"error":{"message":"m","param":"messages.[3].content"}}"#, Some(Conversation)),
-            (r#"{"type":"error","error":{"type":"invalid_request_error","message":"tools.0.custom.input_schema: bad"}}"#, Some(Tool(0))),
-            (r#"{"type":"error","error":{"type":"invalid_request_error","message":"messages.1.content.0: bad"}}"#, Some(Conversation)),
-            (r#"{"type":"error","error":{"type":"invalid_request_error","message":"temperature: range: 0..1"}}"#, Some(Parameter("temperature"))),
-            (r#"{"error":{"code":400,"message":"m","status":"INVALID_ARGUMENT","details":[{"fieldViolations":[{"field":"generation_config.thinking_config","description":"d"}]}]}}"#, Some(Parameter("reasoning_effort"))),
-            (r#"{"detail":[{"type":"extra_forbidden","loc":["body","seed"],"msg":"Extra inputs are not permitted"}]}"#, Some(Parameter("seed"))),
-            (r#"{"error":{"message":"property 'seed' is unsupported"}}"#, Some(Parameter("seed"))),
-            (r#"{"error":{"message":"This model does not support image input"}}"#, Some(Parameter("attachments"))),
+            (
+                r#"{"error":{"message":"Unsupported value: 'temperature' does not support 0.5","param":"temperature","code":"unsupported_value"}}"#,
+                Some(Parameter("temperature")),
+            ),
+            (
+                r#"{"error":{"message":"Unsupported parameter: 'max_tokens' is not supported with this model.","param":null}}"#,
+                Some(Parameter("max_output_tokens")),
+            ),
+            (
+                r#"{"error":{"message":"Invalid schema for function 'x'","param":"tools[1].function.parameters"}}"#,
+                Some(Tool(1)),
+            ),
+            (
+                r#"{"error":{"message":"m","param":"messages.[3].content"}}"#,
+                Some(Conversation),
+            ),
+            (
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"tools.0.custom.input_schema: bad"}}"#,
+                Some(Tool(0)),
+            ),
+            (
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"messages.1.content.0: bad"}}"#,
+                Some(Conversation),
+            ),
+            (
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"temperature: range: 0..1"}}"#,
+                Some(Parameter("temperature")),
+            ),
+            (
+                r#"{"error":{"code":400,"message":"m","status":"INVALID_ARGUMENT","details":[{"fieldViolations":[{"field":"generation_config.thinking_config","description":"d"}]}]}}"#,
+                Some(Parameter("reasoning_effort")),
+            ),
+            (
+                r#"{"detail":[{"type":"extra_forbidden","loc":["body","seed"],"msg":"Extra inputs are not permitted"}]}"#,
+                Some(Parameter("seed")),
+            ),
+            (
+                r#"{"error":{"message":"property 'seed' is unsupported"}}"#,
+                Some(Parameter("seed")),
+            ),
+            (
+                r#"{"object":"error","message":"Tool call id was call_1 but must be a-z, A-Z, 0-9, with a length of 9.","code":"3280"}"#,
+                Some(CallIds),
+            ),
+            (
+                r#"{"error":{"message":"Invalid 'messages[1].tool_calls[0].id': string too long. Expected a string with maximum length 40","param":"messages[1].tool_calls[0].id"}}"#,
+                Some(CallIds),
+            ),
+            (
+                r#"{"error":{"message":"This model does not support image input","param":"messages[0].content"}}"#,
+                Some(Images),
+            ),
+            (
+                r#"{"type":"error","error":{"message":"messages.0.content.1.image.source.base64.data: Could not process image"}}"#,
+                Some(Parameter("attachments")),
+            ),
             (r#"{"error":{"message":"Please stop asking; the text is bad"}}"#, None),
+            (
+                r#"{"error":{"message":"Provider returned error","code":400,"metadata":{"raw":"{\"error\":{\"message\":\"m\",\"param\":\"top_p\"}}"}}}"#,
+                Some(Parameter("top_p")),
+            ),
+            (r#"{"error":{"message":"This revision is not supported"}}"#, None),
             ("<html>", None),
         ] {
-            assert_eq!(explained(400, body).fault, expected, "{body}");
+            assert_eq!(explained(400, body).refusal.fault, expected, "{body}");
         }
     }
 
     #[test]
     fn a_reason_is_one_bounded_line_without_keys() {
-        let secrets = ["configured/secret+1".to_owned().into()];
+        let secrets =
+            ["configured/secret", "configured/secret+1", "Token header/secret"].map(|secret| secret.to_owned().into());
         let masked = |text: &str| masked(text, &secrets);
         assert_eq!(masked("Bad\n\tkey configured/secret+1!"), "Bad key ***!");
-        assert_eq!(masked("Incorrect API key provided: sk-abc12*****9xyz. See"), "Incorrect API key provided: *** See");
+        assert_eq!(masked("no header/secret here"), "no *** here");
+        assert_eq!(
+            masked("Incorrect API key provided: sk-abc12*****9xyz. See"),
+            "Incorrect API key provided: *** See"
+        );
         assert_eq!(masked("key 0123456789abcdef0123456789abcdef wrong"), "key *** wrong");
-        assert_eq!(masked("the model `claude-sonnet-4-5-20250929` is unknown"), "the model `claude-sonnet-4-5-20250929` is unknown");
+        assert_eq!(
+            masked("the model `claude-sonnet-4-5-20250929` is unknown"),
+            "the model `claude-sonnet-4-5-20250929` is unknown"
+        );
         assert_eq!(masked(&"x ".repeat(1000)).chars().count(), MAX_REASON + 1);
         assert!(!masked("a\u{1b}[31mb\u{0}").contains(char::is_control));
     }

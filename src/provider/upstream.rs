@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{
     BreakerSwitch, ChunkStream, Identity, Limits, Provider, ProviderError, ProviderSettings, Unsupported,
+    adapt::Adaptations,
     address::{complete, is_loopback},
     breaker::Breaker,
     decoding::Decoding,
@@ -25,12 +26,13 @@ use super::{
     dialect::{Dialect, Progress, word},
     error::{Exactly, Kind},
     payload::Payload,
+    reporter::Reporter,
     retry,
     unanswered::{InTime, Names, before_answer, cut_short},
     unpack::unpacked,
 };
 use crate::{
-    chat::{ChatRequest, Chunk},
+    chat::{ChatRequest, Chunk, Image},
     meters::{Meters, Tolerated},
     patience::{self, Patience},
 };
@@ -67,6 +69,8 @@ pub struct HttpProvider<D> {
     breaker: Option<Breaker>,
     meters: Arc<Meters>,
     deviations: Arc<DeviationLog>,
+    reporter: Arc<Reporter>,
+    adaptations: Adaptations,
     /// What OpenTelemetry calls it, and the name of its host.
     known_as: (&'static str, String),
 }
@@ -118,6 +122,9 @@ impl<D: Dialect> HttpProvider<D> {
                 "base_url is shown to people and must hold no password; api_key and headers are for that",
             ));
         }
+        let secrets = api_key.iter().chain(extra.values()).cloned().collect();
+        let base_url = complete(&kind, &address);
+        let reporter = Arc::new(Reporter::new(&name, &base_url, secrets));
         let mut headers = HeaderMap::new();
         headers.insert(
             ACCEPT,
@@ -169,7 +176,9 @@ impl<D: Dialect> HttpProvider<D> {
         Ok(Self {
             name,
             deviations,
-            base_url: complete(&kind, &address),
+            base_url,
+            reporter,
+            adaptations: Adaptations::default(),
             limits,
             dialect,
             client,
@@ -206,7 +215,7 @@ impl<D: Dialect> HttpProvider<D> {
         if status != 200 {
             let headers = response.headers().clone();
             let body = unpacked(&encoding, self.read_error(response).await, MAX_ERROR_BODY);
-            let refusal = self.dialect.refusal(status, &headers, &body);
+            let refusal = self.dialect.refusal(status, &headers, &body).explained(&body);
             return Err(match status {
                 201..=299 | 304 => refusal.exactly(Exactly::Empty),
                 300..=399 => refusal.exactly(Exactly::Redirect),
@@ -236,8 +245,8 @@ impl<D: Dialect> HttpProvider<D> {
             "application/json" => {
                 let body = self.read_answer(response).await.map_err(|e| e.with_status(200))?;
                 let mut odd = Deviations::default();
-                let chunks = self.dialect.whole(&body, &mut odd);
-                let chunks = chunks.map_err(|e| match (body.is_empty(), e.kind) {
+                let whole = self.dialect.whole(&body, &mut odd).map_err(|e| e.explained(&body));
+                let chunks = whole.map_err(|e| match (body.is_empty(), e.kind) {
                     (true, _) => e.exactly(Exactly::Empty),
                     // Who takes a request with a 200 does not refuse it: whatever it calls this, it is an error of its own.
                     (_, Kind::Rejected) => ProviderError {
@@ -272,11 +281,12 @@ impl<D: Dialect> HttpProvider<D> {
         let Some(mut batch) = reading.next().await? else {
             return Err(ProviderError::new(Kind::Truncated, "an empty stream").with_status(200));
         };
-        let (name, deviations) = (self.name.clone(), self.deviations.clone());
+        let (reporter, deviations) = (self.reporter.clone(), self.deviations.clone());
+        let path = payload.path.clone();
         Ok(Box::pin(async_stream::try_stream! {
             loop {
                 yield batch;
-                match reading.next().await.map_err(|e| failed(&name, e))? {
+                match reading.next().await.map_err(|e| reporter.broken_off(e, &path))? {
                     Some(next) => batch = next,
                     None => break,
                 }
@@ -347,21 +357,41 @@ impl<D: Dialect> Provider for HttpProvider<D> {
 
     fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxFuture<'a, Result<ChunkStream, ProviderError>> {
         Box::pin(async move {
-            let payload = Payload::encode(&self.dialect, request).map_err(|e| e.of(&self.name))?;
-            let trace = request.trace.as_deref();
-            let attempt = || async {
-                let Some(breaker) = &self.breaker else {
-                    return self.open(&payload, trace).await;
+            let takes = |image: &Image| self.dialect.takes_image(&image.media_type);
+            let mut known = self.adaptations.of(&request.model);
+            loop {
+                let answer = self.ask(&known.apply(request, takes)).await;
+                let learnt = match &answer {
+                    Ok(_) => None,
+                    Err(error) => self.adaptations.learn(request, known, error),
                 };
-                breaker.admit()?;
-                let outcome = self.open(&payload, trace).await;
-                breaker.note(&outcome);
-                outcome
-            };
-            let attempt = || async { attempt().await.map_err(|e| failed(&self.name, e)) };
-            let again = |error: &ProviderError| self.meters.call_again(&self.name, retry::reason(error));
-            retry::ask(self.limits.max_retries, request.again, attempt, again).await
+                match learnt {
+                    Some(more) => known = more, // at most as often as there is something to learn
+                    None => return answer,
+                }
+            }
         })
+    }
+}
+
+impl<D: Dialect> HttpProvider<D> {
+    /// Asks, and asks again as far as that is allowed.
+    async fn ask(&self, request: &ChatRequest) -> Result<ChunkStream, ProviderError> {
+        let payload = Payload::encode(&self.dialect, request).map_err(|e| e.of(&self.name))?;
+        let trace = request.trace.as_deref();
+        let attempt = || async {
+            let Some(breaker) = &self.breaker else {
+                return self.open(&payload, trace).await;
+            };
+            breaker.admit()?;
+            let outcome = self.open(&payload, trace).await;
+            breaker.note(&outcome);
+            outcome
+        };
+        let attempt = || async { attempt().await.map_err(|e| self.reporter.complete(e)) };
+        let again = |error: &ProviderError| self.meters.call_again(&self.name, retry::reason(error));
+        let answer = retry::ask(self.limits.max_retries, request.again, attempt, again).await;
+        answer.map_err(|error| self.reporter.report(error, request, &payload.path))
     }
 }
 
@@ -510,13 +540,6 @@ impl Reading {
             false => silence,
         })
     }
-}
-
-/// A failure of the provider of that name. Every failure passes here once, those too that asking again mends: these are
-/// counted as repetitions ([`Meters::call_again`]), and what fails in the end by whoever made the call
-/// ([`Meters::call_failed`]).
-fn failed(name: &str, error: ProviderError) -> ProviderError {
-    error.of(name)
 }
 
 /// The well-known value of `gen_ai.provider.name` for a kind of provider (semantic conventions 1.41.0).

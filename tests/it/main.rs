@@ -16,6 +16,7 @@ mod mcp;
 mod properties;
 mod provider;
 mod recorded;
+mod strict_servers;
 mod structured;
 mod tools;
 

@@ -166,6 +166,10 @@ fn a_wrong_value_is_named_by_its_key_and_not_repeated() {
         ),
         ("[artifacts]\nmax_per_rum = 1", "artifacts.max_per_run"),
         ("[runs]\non_cancel = \"canary-7f3a\"", "runs.on_cancel"),
+        (
+            "[providers.mine]\nkind = \"openai\"\nmax_tokens_field = \"canary-7f3a\"",
+            "providers.mine.max_tokens_field",
+        ),
         ("[server]\nlisten = \"canary-7f3a\"", "server.listen"),
         ("[server]\nmax_headers = \"canary-7f3a\"", "server.max_headers"),
         ("[server]\nmax_headers = -1", "server.max_headers"),

@@ -107,6 +107,9 @@ const SHARED: &[(&str, &str, &str)] = &[
         "why any model stops: servers borrow each other's words",
     ),
     ("pieces.rs", "", "how arguments can come in pieces"),
+    ("adapt.rs", "", "what any model turned out not to take"),
+    ("probe.rs", "", "a small question, whoever is asked"),
+    ("reporter.rs", "", "how any failure is reported"),
     ("demo.rs", "", "has no wire at all"),
 ];
 

@@ -35,9 +35,11 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
     if settings.stop.len() > MAX_STOP {
         return refuse("settings.stop");
     }
-    // PNG, JPEG, WEBP, HEIC and HEIF are taken (ai.google.dev/gemini-api/docs/image-understanding, 2026-11).
-    let mut images = request.messages.iter().flat_map(|message| &message.attachments);
-    if images.any(|image| image.media_type == "image/gif") {
+    // Images of earlier turns are left out, so that a session that has one stays usable.
+    let mut images = history::current_turn(request)
+        .iter()
+        .flat_map(|message| &message.attachments);
+    if images.any(|image| !takes_image(&image.media_type)) {
         return refuse("attachments");
     }
     // Models before Gemini 3 refuse a form together with tools (ai.google.dev/gemini-api/docs/structured-output, 2026-11).
@@ -46,6 +48,12 @@ pub(super) fn check(request: &ChatRequest) -> Result<(), Unsupported> {
         return refuse("response_format");
     }
     Ok(())
+}
+
+/// Whether an image is taken: PNG, JPEG, WEBP, HEIC and HEIF are
+/// (ai.google.dev/gemini-api/docs/image-understanding, 2026-11).
+pub(super) fn takes_image(media_type: &str) -> bool {
+    media_type != "image/gif"
 }
 
 /// The call for a request.

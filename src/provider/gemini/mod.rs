@@ -35,6 +35,10 @@ pub(super) fn provider(settings: ProviderSettings) -> Result<Arc<dyn Provider>, 
 }
 
 impl Dialect for Gemini {
+    fn takes_image(&self, media_type: &str) -> bool {
+        encode::takes_image(media_type)
+    }
+
     fn check(&self, request: &ChatRequest) -> Result<(), Unsupported> {
         encode::check(request)
     }

@@ -26,11 +26,11 @@ use std::time::Duration;
 use self::row::Row;
 use self::story::{Format, check, story, upstream};
 use crate::house::gateway::PATIENT;
-use crate::house::{Dialect, Gateway, Upstream, openai};
+use crate::house::{Dialect, Gateway, Upstream, is_reason, openai};
 
 /// The provider's key: in no answer, whatever the provider echoes.
 const KEY: &str = "sk-canary-Kd83hQ0s";
-/// Words of the upstream's errors: in no answer either.
+/// Words of the upstream's errors: in no answer either, and in no line of the log but the warning of a refusal.
 const WORDS: &str = "canary-words-of-the-upstream";
 /// What a client shows of itself: for nobody's log.
 const CREDENTIAL: &str = "ck-canary-Wq71mZ4e";
@@ -122,7 +122,7 @@ fn whoever_the_provider_is_what_breaks_off_is_broken() {
 
 /// The real program, whose whole log and every open file can be seen.
 #[test]
-fn no_log_says_a_key_or_what_an_upstream_said() {
+fn no_log_says_a_key_and_one_warning_says_an_upstream_s_reason() {
     let rows = statuses::rows("http://127.0.0.1:9/v1")
         .into_iter()
         .chain(broken::rows());
@@ -146,6 +146,14 @@ fn no_log_says_a_key_or_what_an_upstream_said() {
         process.wait_exit(Duration::from_secs(10)).await;
         let log = process.log();
         let told = |line: &&str| SECRETS.iter().any(|secret| line.contains(secret));
-        assert_eq!(log.lines().filter(told).collect::<Vec<_>>(), [""; 0]);
+        let (reasons, leaks): (Vec<_>, Vec<_>) = log
+            .lines()
+            .filter(told)
+            .partition(|line| is_reason(line, &SECRETS, &[WORDS]) && line.contains("WARN"));
+        assert_eq!(leaks, [""; 0]);
+        assert!(
+            reasons.iter().any(|line| line.contains(&format!("{WORDS}: key ***"))),
+            "{log}"
+        );
     });
 }

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use super::row::{Outcome, Row, Said, Who};
-use super::{CREDENTIAL, KEY, SECRETS};
+use super::{CREDENTIAL, KEY, SECRETS, WORDS};
 use crate::house::meters::WATCHED;
 use crate::house::oracle::{LET_GO, Watched};
 use crate::house::{
@@ -152,7 +152,9 @@ pub(super) async fn story<G: Watched>(
     let talk = Talk { gateway, row, session };
     talk.keep_one().await;
     talk.turn("before").await;
-    let mut oracle = Oracle::at_rest(gateway, upstream, &SECRETS).await;
+    let mut oracle = Oracle::at_rest(gateway, upstream, &SECRETS)
+        .await
+        .admitting_reasons(&[WORDS]);
     if row.before.is_some() {
         talk.turn("just before").await;
     }

@@ -55,7 +55,7 @@ pub(crate) use client::{Call, Connection, Place, delete, get, post};
 pub(crate) use dialect::{Ask, Dialect};
 pub(crate) use gateway::{Gateway, Process, Recipe, reserved_port, signal};
 pub(crate) use meters::Meters;
-pub(crate) use oracle::{Billed, Oracle, RunEnding};
+pub(crate) use oracle::{Billed, Oracle, RunEnding, is_reason};
 pub(crate) use response::{Body, Ending, Response};
 pub(crate) use script::{Framing, Gate, Script, Step};
 pub(crate) use sse::{Ended, Event, Reader, Transcript};
