@@ -18,7 +18,7 @@ use super::{
     environment::{FROM_ENVIRONMENT, cloud, otlp, usual_provider},
     strange_variables,
     tools::{self, HttpToolDefaults, McpDefaults, McpTree, ToolsTree},
-    values::{List, OptionalAddress, OptionalTime, Secret, Size, Time, address, word},
+    values::{List, OptionalAddress, OptionalTime, Secret, Size, Time, address, optional_word, word},
     wrong,
 };
 use crate::{
@@ -179,7 +179,7 @@ pub(super) struct ProviderTree {
     pub(super) api_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) deployment: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "optional_word", skip_serializing_if = "Option::is_none")]
     pub(super) max_tokens_field: Option<provider::openai::MaxTokensField>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connect_timeout: Option<Time>,

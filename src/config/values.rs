@@ -207,6 +207,13 @@ pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
     T::deserialize(word).map_err(D::Error::custom)
 }
 
+/// A word that may be left out.
+pub(super) fn optional_word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    word(deserializer).map(Some)
+}
+
 /// An address, or `""` for none.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OptionalAddress(pub(super) Option<SocketAddr>);
