@@ -749,7 +749,7 @@ fn assert_well_formed(messages: &Value) {
 
 #[tokio::test]
 async fn a_tool_that_is_not_there_is_told_to_the_model_and_the_run_goes_on() {
-    let calls = [("call_a", "weather", r#"{"city":"Ulm"}"#), ("call_b", "clock", "")];
+    let calls = [("call_a", "weather", r#"{"city":"Ulm"}"#), ("call_b", "clock", "{}")];
     let asks = calling_after(Script::sse().role().say("Let me look. "), &calls);
     let upstream = Upstream::start([asks, openai::answer(&["I ", "cannot."]), openai::answer(&["Yes."])]).await;
     let gateway = Gateway::with(&upstream).patient().start().await;
@@ -867,8 +867,10 @@ async fn a_model_that_only_wants_tools_has_its_rounds_and_then_one_without() {
             assert_well_formed(&request.json["messages"]);
         }
         let last = upstream.requests().pop().expect("a last call").json;
+        // Strict servers refuse a history with calls beside a request without tools.
+        assert_eq!(last["tool_choice"], "none", "{last}");
         assert!(
-            last.get("tools").is_none() && last.get("tool_choice").is_none(),
+            last["tools"].as_array().is_some_and(|tools| !tools.is_empty()),
             "{last}"
         );
         let kept = get(&gateway, "/sessions/s/messages")

@@ -1151,7 +1151,7 @@ async fn a_log_that_nobody_reads_holds_up_no_request_and_no_stop() {
     command
         .env("SLUICEGATE__SERVER__LISTEN", place.to_string())
         .env("SLUICEGATE__SERVER__ADMIN_LISTEN", admin.to_string())
-        .env("SLUICEGATE__LOG__FILTER", "trace")
+        .env("SLUICEGATE__LOG__FILTER", "trace,sqlx=trace")
         .kill_on_drop(true);
     let mut child = command.spawn().expect("the program starts");
     eventually("the program to listen", async || {

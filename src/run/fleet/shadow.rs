@@ -286,6 +286,11 @@ impl Runs {
         if record.status == RunStatus::Running {
             return;
         }
+        let mut record = record;
+        // Held until the end of this look, because the result counts as memory in use.
+        let Ok(_stored) = self.load_result(&mut record).await else {
+            return;
+        };
         let late = over.is_some_and(|since| since.elapsed() >= LAG);
         let last = follow::last_words(&record);
         // Its gateway died: what was mirrored is all there is, and this is its end. Whoever is not
