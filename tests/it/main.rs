@@ -13,6 +13,7 @@ mod formats;
 mod gemini;
 mod house;
 mod mcp;
+mod model_server;
 mod properties;
 mod provider;
 mod recorded;
