@@ -1,12 +1,12 @@
 """Serves a model with llama.cpp's server until standard input ends. Usage: serve.py MODEL
 
-Prints the address on which it listens. The context is small, so that a test can exceed it.
+Prints the address on which it listens. A test can exceed the context, in which a character is a token.
 """
 import sys
 
 import xllamacpp
 
-CONTEXT, SLOTS = 2048, 4
+CONTEXT, SLOTS = 8192, 4
 
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
