@@ -3,7 +3,7 @@
 //! A ticket stands in a URL, where proxies and logs may keep it. So it is worth little: it is soon over, it is for one run,
 //! and from its first use on it is good for nothing but that run. It is a stand-in for the credential that it was made
 //! with: when that one is not taken any more, neither is the ticket. What it may be used for is bounded by its binding
-//! ([`super::ticket_binding`]).
+//! (`ticket_binding`).
 
 use std::time::Duration;
 

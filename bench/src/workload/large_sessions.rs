@@ -26,12 +26,30 @@ use crate::watch::Watch;
 const CAGE: u64 = 512 << 20;
 /// Callers' keys, and the SHA-256 of each in hex: four with sessions full of images, the readers', the others'.
 const KEYS: [(&str, &str); 6] = [
-    ("bench-large-image-1", "1b39819a4bb5f66c80ba67222222b796acf99e1f1529799dc5ef3b31091d485a"),
-    ("bench-large-image-2", "faee84d9f4e61ffbd98ba379743d98692344b3261b5de3812260895cb45617b6"),
-    ("bench-large-image-3", "29355c32f36c822ff2df75e6fe21cb0c604f3408206bfb52f25733a30a6102f1"),
-    ("bench-large-image-4", "2b2c477568648ab7c7e55118a3add9eaab5080a1fae1c47e2c512b7684ff9fbd"),
-    ("bench-large-reader", "a1fc3878028a804acabe54ce2c45a33957b7315af87abdf2914f6c26004d3ac8"),
-    ("bench-large-other", "8044dacda94910c86cc3668cf1ce9dcfc4b5f3efaccc03c39ae2781678184bc5"),
+    (
+        "bench-large-image-1",
+        "1b39819a4bb5f66c80ba67222222b796acf99e1f1529799dc5ef3b31091d485a",
+    ),
+    (
+        "bench-large-image-2",
+        "faee84d9f4e61ffbd98ba379743d98692344b3261b5de3812260895cb45617b6",
+    ),
+    (
+        "bench-large-image-3",
+        "29355c32f36c822ff2df75e6fe21cb0c604f3408206bfb52f25733a30a6102f1",
+    ),
+    (
+        "bench-large-image-4",
+        "2b2c477568648ab7c7e55118a3add9eaab5080a1fae1c47e2c512b7684ff9fbd",
+    ),
+    (
+        "bench-large-reader",
+        "a1fc3878028a804acabe54ce2c45a33957b7315af87abdf2914f6c26004d3ac8",
+    ),
+    (
+        "bench-large-other",
+        "8044dacda94910c86cc3668cf1ce9dcfc4b5f3efaccc03c39ae2781678184bc5",
+    ),
 ];
 const READER: usize = 4;
 const OTHER: usize = 5;
@@ -145,7 +163,11 @@ pub(super) async fn run(bench: &Bench) -> Result<Section> {
     }
     figures.weight(&weight);
     let wrong = (images.wrong.len() + read.wrong.len()) as u64;
-    figures.at_most(0.0, "requests that were neither answered nor refused", Some(ratio(wrong, 1)));
+    figures.at_most(
+        0.0,
+        "requests that were neither answered nor refused",
+        Some(ratio(wrong, 1)),
+    );
     if let Some(one) = images.wrong.iter().chain(&read.wrong).next() {
         figures.note(format!("One of them: {one}"));
     }
@@ -190,7 +212,10 @@ async fn repeat(requests: impl Iterator<Item = (u16, Arc<Vec<u8>>)>, end: u64) -
 
 /// A turn with images, in the caller's one session.
 fn question(caller: usize) -> Vec<u8> {
-    let image = format!("{{\"media_type\":\"image/png\",\"data\":\"{}\"}}", "QUJD".repeat(IMAGES / 8));
+    let image = format!(
+        "{{\"media_type\":\"image/png\",\"data\":\"{}\"}}",
+        "QUJD".repeat(IMAGES / 8)
+    );
     let body = format!(
         "{{\"message\":\"{}\",\"session_id\":\"s\",\"attachments\":[{image},{image}]}}",
         Ask::new(next_stream(), 5)
@@ -206,7 +231,11 @@ async fn result(port: u16) -> Result<Vec<u8>> {
     };
     let body = format!("{{\"message\":\"{ask}\"}}");
     let (status, answer) = call(port, &request("POST /chat", KEYS[READER].0, &body)).await?;
-    ensure!(status == 200 && answer.len() > 2 << 20, "a result of {} bytes, {status}", answer.len());
+    ensure!(
+        status == 200 && answer.len() > 2 << 20,
+        "a result of {} bytes, {status}",
+        answer.len()
+    );
     let text = std::str::from_utf8(&answer)?;
     let id = text.split_once("\"run_id\":\"").and_then(|(_, rest)| rest.get(..36));
     let id = id.context("an answer without a run's id")?;
