@@ -29,7 +29,8 @@ struct Faulty {
     down: AtomicBool,
     /// The next batches are taken, and the answer is lost.
     deaf: AtomicBool,
-    /// It has lost what it had, and the next command finds a broken connection.
+    /// It has lost what it had, and the next publication finds a broken connection. (Each gateway has a connection of its
+    /// own, so that what others ask meanwhile does not use that up.)
     broken: AtomicBool,
     /// It answers, and takes nothing.
     full: AtomicBool,
@@ -98,7 +99,9 @@ impl Relay for Faulty {
 
     fn check<'a>(&'a self, runs: &'a [RunId], _keep: Duration) -> BoxFuture<'a, Result<Vec<RunId>, Error>> {
         Box::pin(async move {
-            self.write()?;
+            if self.full.load(Ordering::SeqCst) || self.down.load(Ordering::SeqCst) {
+                return Err(elsewhere());
+            }
             let streams = held(&self.streams);
             let lost = runs.iter().filter(|run| !streams.contains_key(run));
             Ok(lost.copied().collect())
