@@ -3,6 +3,7 @@
 use std::{
     fs::{File, Metadata},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -107,6 +108,8 @@ pub(super) struct Opened {
     /// every lock that this process has on it, SQLite's too.
     database: Option<File>,
     index: Option<File>,
+    /// The greatest length of the database file that was seen, in bytes.
+    longest: AtomicU64,
 }
 
 /// A file's device and its number there.
@@ -128,6 +131,7 @@ impl Opened {
         Self {
             files: files.into_iter().filter_map(known).collect(),
             database: File::open(path).ok(),
+            longest: AtomicU64::new(0),
             index: File::open(beside(path, "-shm")).ok(),
         }
     }
@@ -160,7 +164,8 @@ impl Opened {
         }
     }
 
-    /// The size of the database's pages, as its file says, if it is as long as that says it is.
+    /// The size of the database's pages, as its file says, if the file did not become shorter. Its header is no measure
+    /// of its length, because a checkpoint beside readers writes the header before some of the pages that it counts.
     fn page_size(&self) -> Option<Result<u64, &'static str>> {
         let database = self.database.as_ref()?;
         let length = database.metadata().ok()?.len();
@@ -168,20 +173,11 @@ impl Opened {
         if read_at(database, &mut header, 0).is_err() || !header.starts_with(b"SQLite format 3\0") {
             return Some(Err("is not the database any more that was opened"));
         }
-        let number = |at: usize| {
-            u64::from(u32::from_be_bytes([
-                header[at],
-                header[at + 1],
-                header[at + 2],
-                header[at + 3],
-            ]))
-        };
         let page = match u16::from_be_bytes([header[16], header[17]]) {
             1 => 65_536,
             page => u64::from(page),
         };
-        let pages = if number(24) == number(92) { number(28) } else { 1 };
-        match length < page * pages {
+        match length < self.longest.fetch_max(length, Ordering::Relaxed) {
             true => Some(Err("is shorter than what was written to it")),
             false => Some(Ok(page)),
         }
